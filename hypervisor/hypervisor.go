@@ -1,0 +1,100 @@
+// Package hypervisor declares what Husk asks of a virtual machine monitor: the
+// interfaces and their plain-data configuration, and nothing else.
+package hypervisor
+
+import (
+	"context"
+	"net"
+)
+
+// A Hypervisor boots virtual machines of one kind.
+type Hypervisor interface {
+	// Check tells what this host offers, or in one line why it cannot boot a
+	// VM and what mends that.
+	Check(ctx context.Context) (Capabilities, error)
+	// Start boots a VM. Everything known beforehand is in cfg: there is no
+	// half-configured VM. On error nothing is left running or open. ctx bounds
+	// the start only; the VM outlives it.
+	Start(ctx context.Context, cfg Config) (VM, error)
+}
+
+// A VM is one running machine. Its methods are safe for concurrent use.
+type VM interface {
+	// PID is the monitor's process id on the host.
+	PID() int
+	// Dial connects to a port in the guest. The connection half-closes: it has
+	// a method CloseWrite() error.
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+	// Accept waits for the control connection that the guest dials as its first
+	// act; having it is readiness. It fails with Err when the VM ends first.
+	Accept(ctx context.Context) (net.Conn, error)
+	// Stop ends the VM and every helper process of it, and releases what Start
+	// took. It is idempotent; it kills at once when ctx has ended. The guest is
+	// asked nothing here.
+	Stop(ctx context.Context) error
+	// Done is closed when the VM has ended, of itself or by Stop: the monitor or
+	// a helper it cannot live without has exited and everything is released.
+	Done() <-chan struct{}
+	// Err says why in one line, after Done: the exit status, the end of its
+	// stderr, the guest's last console lines. It is nil after a Stop, and after
+	// the guest has powered itself off.
+	Err() error
+}
+
+// Capabilities is what a host offers to VMs of one kind.
+type Capabilities struct {
+	// Version of the monitor, such as "7.2.22".
+	Version string
+	// Accelerator that Start will use: "kvm" or "tcg".
+	Accelerator string
+	// AcceleratorReason says why it is not kvm; empty where it is.
+	AcceleratorReason string
+	// Channel that Start will use: "vhost-vsock" or "virtio-serial".
+	Channel string
+	// ChannelReason says why it is not vhost-vsock; empty where it is.
+	ChannelReason string
+}
+
+// Config is all that is known of a VM before it boots.
+type Config struct {
+	// ID names the VM in logs and process titles: [A-Za-z0-9_.-], at most 128.
+	ID string
+	// Dir is an existing directory of this VM's own, mode 0700, for sockets and
+	// logs. The owner removes it after Stop.
+	Dir string
+	// VCPUs is at least 1.
+	VCPUs int
+	// MemoryMiB of guest RAM, at least 64.
+	MemoryMiB int
+	// Kernel and Initrd are host paths.
+	Kernel string
+	Initrd string
+	// KernelParams follow Husk's own on the guest's command line.
+	KernelParams string
+	// Devices present from the start.
+	Devices []Device
+	// Started, if not nil, is called for each host process right after it was
+	// spawned, so that its owner can have it on record. An error from it fails
+	// Start.
+	Started func(Process) error
+}
+
+// A Process is a host process that belongs to a VM.
+type Process struct {
+	// Name is the program's, such as "qemu" or "virtiofsd".
+	Name string
+	PID  int
+}
+
+// A Device is one of Share (and later Block, NIC, VFIO).
+type Device interface{ device() }
+
+// A Share is a host directory that the guest can mount by virtio-fs.
+type Share struct {
+	// Tag names it in the guest: 1 to 35 bytes.
+	Tag string
+	// Dir is the host directory. Mounts made below it later are seen too.
+	Dir string
+}
+
+func (Share) device() {}
