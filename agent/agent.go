@@ -1,0 +1,240 @@
+// Package agent is the guest's end of the control protocol: it holds the
+// containers of one sandbox and serves the host that asks for them.
+//
+// It is a library: cmd/husk-agent runs it as PID 1 of a guest, and a test on the
+// host runs it in its own process, with the runtime and platform of
+// agent/agenttest.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+
+	"github.com/husk-containers/husk/agent/container"
+	"github.com/husk-containers/husk/agent/stream"
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+)
+
+const (
+	// shutdownTimeout bounds the wait for killed processes, and that for the
+	// disks, of a Shutdown.
+	shutdownTimeout = 5 * time.Second
+	// answerTimeout bounds the wait for Shutdown's answer to be sent.
+	answerTimeout = 2 * time.Second
+)
+
+// ErrDisconnected is returned by Serve when the control connection was lost.
+var ErrDisconnected = errors.New("the host has closed the control connection")
+
+// A Platform is what the agent does to the machine it runs on; agent/boot has
+// the real one.
+type Platform interface {
+	SetHostname(name string) error
+	SetClock(t time.Time) error
+	// AddEntropy credits at most 512 bytes to the kernel's random pool.
+	AddEntropy(b []byte) error
+	SetSysctl(key, value string) error
+	// MountVirtioFS mounts a share on target, which it makes.
+	MountVirtioFS(tag, target string, readOnly bool) error
+	// Sync writes what is cached to the disks, and gives up after timeout.
+	Sync(timeout time.Duration)
+}
+
+// An oomSource is a Runtime that can tell of processes killed for want of
+// memory; see container.Crun.
+type oomSource interface {
+	WatchOOM(ctx context.Context, changed func(containerID string)) error
+	TakeOOM(containerID string) bool
+}
+
+// Options are what an Agent is made of.
+type Options struct {
+	// Version of the agent, for Hello.
+	Version string
+	// Started is Uptime when the program began, for Hello.
+	Started time.Duration
+	// Runtime runs the containers.
+	Runtime container.Runtime
+	// Platform is the machine.
+	Platform Platform
+	// Streams accepts the host's stream connections (protocols/stream.Port).
+	// Serve closes it.
+	Streams net.Listener
+}
+
+// An Agent serves one host for one sandbox.
+type Agent struct {
+	opts   Options
+	claims *stream.Claims
+	events events
+
+	shutdown     chan struct{} // closed when Shutdown has done its work
+	shutdownOnce sync.Once
+
+	calls    sync.WaitGroup // handlers that run
+	watchers sync.WaitGroup // one for each process
+
+	// mu guards what is below, and the fields of guest containers and
+	// processes that say so. It is not held across any call that can block.
+	mu         sync.Mutex
+	ready      time.Duration // Uptime when Serve began
+	configured bool
+	closing    bool // no handler and no container is let in any more
+	containers map[string]*guestContainer
+}
+
+// New returns an Agent. Serve runs it.
+func New(opts Options) *Agent {
+	return &Agent{
+		opts:       opts,
+		claims:     stream.NewClaims(opts.Streams),
+		shutdown:   make(chan struct{}),
+		containers: make(map[string]*guestContainer),
+	}
+}
+
+// Serve serves the control connection, which it closes, until the host has asked
+// for Shutdown (nil), the connection is lost (ErrDisconnected), or ctx ends (its
+// cause). When it returns every process of every container has been killed and
+// no goroutine is left; what the runtime has on disk is left. It is called once.
+func (a *Agent) Serve(ctx context.Context, control net.Conn) error {
+	ready := Uptime()
+	a.mu.Lock()
+	a.ready = ready
+	a.mu.Unlock()
+
+	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(a.intercept))
+	if err != nil {
+		return fmt.Errorf("serve control connection: %w", err)
+	}
+	agentv1.RegisterAgentService(srv, service{a})
+
+	inner, cancel := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	failed := make(chan error, 2)
+	run := func(f func(context.Context) error) {
+		background.Go(func() {
+			if err := f(inner); err != nil {
+				failed <- err
+			}
+		})
+	}
+	run(a.claims.Serve)
+	if source, ok := a.opts.Runtime.(oomSource); ok {
+		run(func(ctx context.Context) error { return source.WatchOOM(ctx, a.checkOOM) })
+	}
+	ln := newOneConn(control)
+	background.Go(func() { srv.Serve(inner, ln) }) //nolint:errcheck // it ends with ln
+
+	select {
+	case <-a.shutdown:
+		answer, done := context.WithTimeout(ctx, answerTimeout)
+		stop := context.AfterFunc(ln.ctx, done) // the host has its answer
+		srv.Shutdown(answer)                    //nolint:errcheck // the guest goes down either way
+		stop()
+		done()
+	case <-ln.ctx.Done():
+		select {
+		case <-a.shutdown: // the host was quicker
+		default:
+			err = ErrDisconnected
+		}
+	case err = <-failed:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	cancel()
+	ln.Close()
+	control.Close()
+	srv.Close() //nolint:errcheck // the listener is closed already
+	a.close(context.WithoutCancel(ctx))
+	background.Wait()
+	return err
+}
+
+// close ends what Serve leaves: handlers, processes and their streams.
+func (a *Agent) close(ctx context.Context) {
+	a.mu.Lock()
+	a.closing = true
+	a.mu.Unlock()
+	a.calls.Wait()
+	ctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
+	defer cancel()
+	a.killAll(ctx)
+	for _, p := range a.processes() {
+		p.streams.Close()
+	}
+	if ctx.Err() == nil { // else there are processes that not even SIGKILL ends
+		a.watchers.Wait()
+	}
+}
+
+// enter lets a handler in, which calls a.calls.Done at its end.
+func (a *Agent) enter() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closing {
+		return fmt.Errorf("the guest is going down: %w", errdefs.ErrUnavailable)
+	}
+	a.calls.Add(1)
+	return nil
+}
+
+// intercept is the edge: every request is validated, and every error gets its
+// gRPC status.
+func (a *Agent) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
+	if err := a.enter(); err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	defer a.calls.Done()
+	answer, err := method(ctx, func(request any) error {
+		if err := unmarshal(request); err != nil {
+			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		if m, ok := request.(interface{ Validate() error }); ok {
+			return m.Validate()
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return answer, nil
+}
+
+// killAll kills every process of every container and waits for them.
+func (a *Agent) killAll(ctx context.Context) {
+	a.mu.Lock()
+	ids := make([]string, 0, len(a.containers))
+	for id := range a.containers {
+		ids = append(ids, id)
+	}
+	a.mu.Unlock()
+	for _, id := range ids {
+		logError(a.opts.Runtime.Kill(ctx, id, syscall.SIGKILL), "kill container", "container", id)
+	}
+	for _, p := range a.processes() {
+		select {
+		case <-p.Done():
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Uptime is how long the machine has run, from the start of its kernel.
+func Uptime() time.Duration {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) //nolint:errcheck // the clock exists
+	return time.Duration(ts.Nano())
+}

@@ -1,0 +1,50 @@
+// Package container runs containers in the guest by an OCI runtime.
+package container
+
+import (
+	"context"
+	"os"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/husk-containers/husk/agent/reap"
+)
+
+// A Runtime runs containers. Its methods are safe for concurrent use; the
+// caller sees to it that calls on one container come in an order that makes
+// sense. Errors are one line and carry an errdefs class.
+type Runtime interface {
+	// Create makes a container whose process waits for Start. On error nothing
+	// of it is left. AlreadyExists where the id is in use.
+	Create(ctx context.Context, id string, spec *specs.Spec, stdio Stdio) (*Process, error)
+	// Start lets the process of a created container run.
+	Start(ctx context.Context, id string) error
+	// Exec runs one more process in a container. The pair of ids is not in use.
+	Exec(ctx context.Context, id, execID string, process *specs.Process, stdio Stdio) (*Process, error)
+	// Kill sends a signal to every process of a container.
+	Kill(ctx context.Context, id string, signal syscall.Signal) error
+	// Pids lists the processes of a container.
+	Pids(ctx context.Context, id string) ([]int, error)
+	// Delete kills what still runs in a container and removes all that Create
+	// made. It is idempotent, and so is no error where there never was one.
+	Delete(ctx context.Context, id string) error
+}
+
+// Stdio is what a process gets as its standard streams. The files stay the
+// caller's; nil is /dev/null.
+type Stdio struct {
+	Stdin, Stdout, Stderr *os.File
+	// Terminal: the process gets a terminal in place of all three.
+	Terminal bool
+	// Columns and Rows are the terminal's initial size in cells; 0: not set.
+	Columns, Rows uint16
+}
+
+// A Process is a process in a container.
+type Process struct {
+	*reap.Process
+	// Console is the master of the process's terminal, in non-blocking mode;
+	// nil where it has none. The receiver closes it.
+	Console *os.File
+}

@@ -1,0 +1,74 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+)
+
+// cgroupParent is the cgroup of all containers, as a spec names it.
+const cgroupParent = "/husk/"
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
+
+// decode decodes strictly: a field that the guest would not honour is an error.
+func decode(data []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return invalid("decode spec: %v", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return invalid("decode spec: more than one JSON value")
+	}
+	return nil
+}
+
+// decodeSpec decodes the OCI spec of a container and holds it against what the
+// host owes the guest.
+func decodeSpec(id string, data []byte, terminal bool) (*specs.Spec, error) {
+	spec := &specs.Spec{}
+	if err := decode(data, spec); err != nil {
+		return nil, err
+	}
+	if spec.Root == nil || !agentv1.Below(spec.Root.Path, agentv1.GuestDir) {
+		return nil, invalid("root.path is not a clean path below %s", agentv1.GuestDir)
+	}
+	if spec.Linux == nil || spec.Linux.CgroupsPath != cgroupParent+id {
+		return nil, invalid("linux.cgroupsPath is not %q", cgroupParent+id)
+	}
+	if spec.Process == nil {
+		return nil, invalid("process is missing")
+	}
+	return spec, checkProcess(spec.Process, terminal)
+}
+
+// decodeProcess decodes the OCI process of an exec.
+func decodeProcess(data []byte, terminal bool) (*specs.Process, error) {
+	p := &specs.Process{}
+	if err := decode(data, p); err != nil {
+		return nil, err
+	}
+	return p, checkProcess(p, terminal)
+}
+
+func checkProcess(p *specs.Process, terminal bool) error {
+	if len(p.Args) == 0 || p.Args[0] == "" {
+		return invalid("process.args is empty: name a command")
+	}
+	if len(p.Cwd) == 0 || p.Cwd[0] != '/' {
+		return invalid("process.cwd %q is not an absolute path", p.Cwd)
+	}
+	if p.Terminal != terminal {
+		return invalid("process.terminal is %t, the streams' is %t", p.Terminal, terminal)
+	}
+	return nil
+}

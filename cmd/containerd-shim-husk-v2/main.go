@@ -1,0 +1,32 @@
+// Command containerd-shim-husk-v2 is the containerd runtime
+// io.containerd.husk.v2: one micro-VM per pod.
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/husk-containers/husk/shim"
+	"github.com/husk-containers/husk/shim/bootstrap"
+	"github.com/husk-containers/husk/shim/events"
+	"github.com/husk-containers/husk/virtcontainers"
+)
+
+func main() {
+	os.Exit(bootstrap.Program{Name: "io.containerd.husk.v2", Serve: serve, Cleanup: virtcontainers.Cleanup}.Run())
+}
+
+// serve runs the shim's daemon. The VM boots while containerd is still on its way
+// to Create.
+func serve(ctx context.Context, d *bootstrap.Daemon) error {
+	publisher, err := events.NewPublisher(d.EventsPath, d.Namespace)
+	if err != nil {
+		return err
+	}
+	sandbox, err := newSandbox(ctx, d)
+	if err != nil {
+		publisher.Close(ctx) //nolint:errcheck // it holds no events
+		return err
+	}
+	return shim.New(sandbox, publisher, d.Namespace).Serve(ctx, d.Listener, d.Ready)
+}

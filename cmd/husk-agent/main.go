@@ -1,0 +1,84 @@
+// Command husk-agent is PID 1 of a guest: it sets the guest up, connects to the
+// host, serves it, and powers the guest off.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/husk-containers/husk/agent"
+	"github.com/husk-containers/husk/agent/boot"
+	"github.com/husk-containers/husk/agent/channel"
+	"github.com/husk-containers/husk/agent/container"
+	"github.com/husk-containers/husk/agent/reap"
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/protocols/stream"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+func main() {
+	started := agent.Uptime()
+	if len(os.Args) == 2 && os.Args[1] == "-version" {
+		fmt.Println(version)
+		return
+	}
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "husk-agent: it runs as PID 1 of a guest only: start it by a VM's initrd")
+		os.Exit(2)
+	}
+	// A guest is small: collect early rather than grow.
+	debug.SetGCPercent(50)
+	if err := run(started); err != nil {
+		fmt.Fprintln(os.Stderr, "husk-agent: fatal:", err)
+	}
+	boot.PowerOff()
+}
+
+// run returns when the host has asked for the shutdown, or with the reason why
+// there is no going on.
+func run(started time.Duration) error {
+	params, err := boot.Up()
+	if err != nil {
+		return fmt.Errorf("set up the guest: %w", err)
+	}
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: params.LogLevel})))
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	table := reap.New()
+	go table.Collect(ctx) // ends with the guest
+
+	runtime, err := container.NewCrun(container.CrunConfig{
+		Command: boot.Crun,
+		Dir:     agentv1.GuestDir,
+		Cgroup:  boot.ContainersCgroup,
+	}, table)
+	if err != nil {
+		return err
+	}
+	host, err := channel.Open(ctx, params.Channel)
+	if err != nil {
+		return err
+	}
+	streams, err := host.Listen(stream.Port)
+	if err != nil {
+		return err
+	}
+	control, err := host.DialControl(ctx)
+	if err != nil {
+		return err
+	}
+	return agent.New(agent.Options{
+		Version:  version,
+		Started:  started,
+		Runtime:  runtime,
+		Platform: boot.Machine{},
+		Streams:  streams,
+	}).Serve(ctx, control)
+}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/husk-containers/husk/config"
+	"github.com/husk-containers/husk/internal/check"
+	"github.com/husk-containers/husk/internal/version"
+)
+
+func runCheck(file string, stdout io.Writer) (int, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
+	path, explicit := config.Path(file)
+	results := check.Run(ctx, path, explicit)
+	if err := check.Print(stdout, results); err != nil {
+		return exitFailed, err
+	}
+	if check.Failed(results) {
+		return exitFailed, nil
+	}
+	return exitOK, nil
+}
+
+func printVersion(stdout io.Writer, asJSON bool) error {
+	v := version.Get()
+	if asJSON {
+		return json.NewEncoder(stdout).Encode(v)
+	}
+	_, err := fmt.Fprintln(stdout, "husk", v)
+	return err
+}

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/husk-containers/husk/config"
+	"github.com/husk-containers/husk/internal/version"
+)
+
+func TestUsage(t *testing.T) {
+	for _, tt := range []struct {
+		args           string
+		status         int
+		stdout, stderr string // parts; empty where nothing is printed
+	}{
+		{"", exitUsage, "", "Usage:"},
+		{"help", exitOK, "Usage:", ""},
+		{"--help", exitOK, "Usage:", ""},
+		{"check -h", exitOK, "Usage:", ""},
+		{"start", exitUsage, "", `unknown command "start"`},
+		{"-v", exitUsage, "", `unknown command "-v"`},
+		{"check now", exitUsage, "", `check: unexpected argument "now"`},
+		{"check -config", exitUsage, "", "flag needs an argument"},
+		{"version -yaml", exitUsage, "", "flag provided but not defined: -yaml"},
+		{"version", exitOK, "husk " + version.Get().String() + "\n", ""},
+	} {
+		t.Run(tt.args, func(t *testing.T) {
+			var stdout, stderr strings.Builder
+			if status := run(strings.Fields(tt.args), &stdout, &stderr); status != tt.status {
+				t.Errorf("status %d, want %d", status, tt.status)
+			}
+			for _, out := range []struct{ name, got, want string }{{"stdout", stdout.String(), tt.stdout}, {"stderr", stderr.String(), tt.stderr}} {
+				if !strings.Contains(out.got, out.want) || out.want == "" && out.got != "" {
+					t.Errorf("%s is %q, want %q", out.name, out.got, out.want)
+				}
+			}
+		})
+	}
+}
+
+func TestVersionJSON(t *testing.T) {
+	var stdout, stderr strings.Builder
+	if status := run([]string{"version", "-json"}, &stdout, &stderr); status != exitOK {
+		t.Fatalf("status %d: %s", status, stderr.String())
+	}
+	var got version.Version
+	if err := json.Unmarshal([]byte(stdout.String()), &got); err != nil || got != version.Get() {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+func TestCheckExitsByResult(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "husk.toml")
+	if err := os.WriteFile(path, []byte("[guest]\nkernel = \"/nonexistent/kernel\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want := "ok    config      " + path + "\n"
+	t.Setenv(config.EnvPath, "/nonexistent/husk.toml")
+	var stdout, stderr strings.Builder
+	if status := run([]string{"check", "-config", path}, &stdout, &stderr); status != exitFailed {
+		t.Errorf("status %d: %s", status, stderr.String())
+	}
+	if got := stdout.String(); !strings.HasPrefix(got, want) || !strings.Contains(got, `FAIL  kernel      kernel "/nonexistent/kernel": no such file`) {
+		t.Errorf("got %s", got)
+	}
+}

@@ -1,0 +1,157 @@
+// Package config is Husk's configuration: one tree of types that is one TOML
+// file, with its defaults, its strict reading and its validation.
+//
+// The annotated default is configuration.toml at the root of the repository;
+// docs/configuration.md is generated from it.
+package config
+
+import (
+	"log/slog"
+	"time"
+)
+
+//go:generate go run ./gendoc -o ../docs/configuration.md
+
+// A Config is one configuration file with its drop-ins.
+type Config struct {
+	Hypervisor Hypervisor `toml:"hypervisor"`
+	Guest      Guest      `toml:"guest"`
+	Runtime    Runtime    `toml:"runtime"`
+}
+
+// Hypervisor says how VMs are run on the host.
+type Hypervisor struct {
+	// Path of QEMU.
+	Path        string      `toml:"path"`
+	Accelerator Accelerator `toml:"accelerator"`
+	// Machine type of QEMU.
+	Machine string `toml:"machine"`
+	// CPUModel is QEMU's; with "" it is host under KVM and max under TCG.
+	CPUModel string `toml:"cpu_model"`
+	// DefaultVCPUs and DefaultMemoryMiB are for a pod without limits.
+	DefaultVCPUs     int `toml:"default_vcpus"`
+	DefaultMemoryMiB int `toml:"default_memory_mib"`
+	// Channels are the allowed ways to the guest, tried in order.
+	Channels []Channel `toml:"channels"`
+	// User that QEMU runs as, by name or by uid.
+	User string `toml:"user"`
+	// Virtiofsd is its path; with "" it is looked for.
+	Virtiofsd      string         `toml:"virtiofsd"`
+	VirtiofsdCache VirtiofsdCache `toml:"virtiofsd_cache"`
+}
+
+// Guest says what runs inside a VM.
+type Guest struct {
+	// Kernel and Initrd are paths on the host.
+	Kernel string `toml:"kernel"`
+	Initrd string `toml:"initrd"`
+	// KernelParams follow Husk's own on the guest's command line.
+	KernelParams string   `toml:"kernel_params"`
+	LogLevel     LogLevel `toml:"log_level"`
+}
+
+// Runtime says how the shim behaves.
+type Runtime struct {
+	// StateDir holds one directory per sandbox.
+	StateDir string   `toml:"state_dir"`
+	LogLevel LogLevel `toml:"log_level"`
+	// BootTimeout bounds the time from QEMU's start to the agent's first word.
+	BootTimeout Duration `toml:"boot_timeout"`
+	// RequestTimeout bounds each call to the agent.
+	RequestTimeout Duration `toml:"request_timeout"`
+	// StopTimeout bounds a graceful shut-down, before the kill.
+	StopTimeout Duration `toml:"stop_timeout"`
+	// DrainTimeout is how long output that nobody reads is held without progress.
+	DrainTimeout Duration `toml:"drain_timeout"`
+}
+
+// Default returns the configuration that holds where no file says otherwise.
+func Default() Config {
+	return Config{
+		Hypervisor: Hypervisor{
+			Path:             "/usr/bin/qemu-system-x86_64",
+			Accelerator:      AcceleratorAuto,
+			Machine:          "q35",
+			DefaultVCPUs:     1,
+			DefaultMemoryMiB: 256,
+			Channels:         []Channel{ChannelVhostVsock, ChannelVirtioSerial},
+			User:             "nobody",
+			VirtiofsdCache:   VirtiofsdCacheAuto,
+		},
+		Guest: Guest{
+			Kernel:   "/usr/share/husk/vmlinuz",
+			Initrd:   "/usr/share/husk/initrd.img",
+			LogLevel: LogLevelWarn,
+		},
+		Runtime: Runtime{
+			StateDir:       "/run/husk",
+			LogLevel:       LogLevelInfo,
+			BootTimeout:    Duration{60 * time.Second},
+			RequestTimeout: Duration{30 * time.Second},
+			StopTimeout:    Duration{5 * time.Second},
+			DrainTimeout:   Duration{10 * time.Second},
+		},
+	}
+}
+
+// An Accelerator is what executes the guest's instructions.
+type Accelerator string
+
+// The accelerators.
+const (
+	AcceleratorAuto Accelerator = "auto" // KVM where it is usable, else TCG
+	AcceleratorKVM  Accelerator = "kvm"
+	AcceleratorTCG  Accelerator = "tcg"
+)
+
+// A Channel is a way between host and guest.
+type Channel string
+
+// The channels.
+const (
+	ChannelVhostVsock   Channel = "vhost-vsock"
+	ChannelVirtioSerial Channel = "virtio-serial"
+)
+
+// A VirtiofsdCache is what the guest may cache of a shared directory.
+type VirtiofsdCache string
+
+// The cache policies of virtiofsd.
+const (
+	VirtiofsdCacheAuto   VirtiofsdCache = "auto"
+	VirtiofsdCacheAlways VirtiofsdCache = "always"
+	VirtiofsdCacheNever  VirtiofsdCache = "never"
+)
+
+// A LogLevel is the least severity that is logged.
+type LogLevel string
+
+// The log levels.
+const (
+	LogLevelDebug LogLevel = "debug"
+	LogLevelInfo  LogLevel = "info"
+	LogLevelWarn  LogLevel = "warn"
+	LogLevelError LogLevel = "error"
+)
+
+// Level returns l for slog; of an invalid level it is Info.
+func (l LogLevel) Level() slog.Level {
+	switch l {
+	case LogLevelDebug:
+		return slog.LevelDebug
+	case LogLevelWarn:
+		return slog.LevelWarn
+	case LogLevelError:
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}
+
+// A Duration is written as a string such as "1m30s".
+type Duration struct{ time.Duration }
+
+// UnmarshalText reads what time.ParseDuration does.
+func (d *Duration) UnmarshalText(text []byte) (err error) {
+	d.Duration, err = time.ParseDuration(string(text))
+	return err
+}

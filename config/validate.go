@@ -1,0 +1,155 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A rule is one key of the file and what it allows.
+type rule struct {
+	key  string // section.key
+	want string // what is allowed, in words
+	// check returns the value as text, and whether it is allowed.
+	check func(*Config) (got string, ok bool)
+}
+
+// rules are all keys there are, in the order of the file.
+func rules() []rule {
+	return []rule{
+		text("hypervisor.path", wantPath, isPath, func(c *Config) *string { return &c.Hypervisor.Path }),
+		enum("hypervisor.accelerator", func(c *Config) *Accelerator { return &c.Hypervisor.Accelerator },
+			AcceleratorAuto, AcceleratorKVM, AcceleratorTCG),
+		enum("hypervisor.machine", func(c *Config) *string { return &c.Hypervisor.Machine }, "q35"),
+		text("hypervisor.cpu_model", `empty, or a model of "qemu-system-x86_64 -cpu help" with its flags`, cpuModel.MatchString,
+			func(c *Config) *string { return &c.Hypervisor.CPUModel }),
+		number("hypervisor.default_vcpus", 1, 255, func(c *Config) *int { return &c.Hypervisor.DefaultVCPUs }),
+		number("hypervisor.default_memory_mib", 128, 1<<20, func(c *Config) *int { return &c.Hypervisor.DefaultMemoryMiB }),
+		{
+			key: "hypervisor.channels", want: `a list of at least one of "vhost-vsock" and "virtio-serial", each once`,
+			check: func(c *Config) (string, bool) {
+				return quoteList(c.Hypervisor.Channels), validChannels(c.Hypervisor.Channels)
+			},
+		},
+		text("hypervisor.user", "the name or the uid of an account that is not root", isUnprivileged,
+			func(c *Config) *string { return &c.Hypervisor.User }),
+		text("hypervisor.virtiofsd", "empty, or "+wantPath, isEmptyOrPath, func(c *Config) *string { return &c.Hypervisor.Virtiofsd }),
+		enum("hypervisor.virtiofsd_cache", func(c *Config) *VirtiofsdCache { return &c.Hypervisor.VirtiofsdCache },
+			VirtiofsdCacheAuto, VirtiofsdCacheAlways, VirtiofsdCacheNever),
+
+		text("guest.kernel", wantPath, isPath, func(c *Config) *string { return &c.Guest.Kernel }),
+		text("guest.initrd", wantPath, isPath, func(c *Config) *string { return &c.Guest.Initrd }),
+		text("guest.kernel_params", "at most 1024 printable ASCII characters, and no husk.* parameter", isKernelParams,
+			func(c *Config) *string { return &c.Guest.KernelParams }),
+		enum("guest.log_level", func(c *Config) *LogLevel { return &c.Guest.LogLevel }, LogLevelDebug, LogLevelInfo, LogLevelWarn),
+
+		text("runtime.state_dir", wantPath, isPath, func(c *Config) *string { return &c.Runtime.StateDir }),
+		enum("runtime.log_level", func(c *Config) *LogLevel { return &c.Runtime.LogLevel },
+			LogLevelDebug, LogLevelInfo, LogLevelWarn, LogLevelError),
+		duration("runtime.boot_timeout", func(c *Config) *Duration { return &c.Runtime.BootTimeout }),
+		duration("runtime.request_timeout", func(c *Config) *Duration { return &c.Runtime.RequestTimeout }),
+		duration("runtime.stop_timeout", func(c *Config) *Duration { return &c.Runtime.StopTimeout }),
+		duration("runtime.drain_timeout", func(c *Config) *Duration { return &c.Runtime.DrainTimeout }),
+	}
+}
+
+// Validate reports every value that is not allowed: errors joined, each one
+// line with the key, the value and what is allowed.
+func (c Config) Validate() error {
+	var errs []error
+	for _, r := range rules() {
+		if problem := r.problem(&c); problem != "" {
+			errs = append(errs, errors.New(problem))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// problem says what is wrong with the rule's value, or "".
+func (r rule) problem(c *Config) string {
+	got, ok := r.check(c)
+	if ok {
+		return ""
+	}
+	return r.refuse(got)
+}
+
+func (r rule) refuse(got string) string {
+	if r.key == "hypervisor.channels" && got == "[]" {
+		return fmt.Sprintf("%s = []: no way to the guest is allowed; want %s", r.key, r.want)
+	}
+	return fmt.Sprintf("%s = %s: want %s", r.key, got, r.want)
+}
+
+func text(key, want string, ok func(string) bool, get func(*Config) *string) rule {
+	return rule{key, want, func(c *Config) (string, bool) { s := *get(c); return strconv.Quote(s), ok(s) }}
+}
+
+func enum[T ~string](key string, get func(*Config) *T, allowed ...T) rule {
+	quoted := make([]string, len(allowed))
+	for i, a := range allowed {
+		quoted[i] = strconv.Quote(string(a))
+	}
+	return rule{key, strings.Join(quoted, " or "), func(c *Config) (string, bool) {
+		v := *get(c)
+		return strconv.Quote(string(v)), slices.Contains(allowed, v)
+	}}
+}
+
+func number(key string, least, most int, get func(*Config) *int) rule {
+	return rule{key, fmt.Sprintf("a whole number from %d to %d", least, most), func(c *Config) (string, bool) {
+		n := *get(c)
+		return strconv.Itoa(n), least <= n && n <= most
+	}}
+}
+
+func duration(key string, get func(*Config) *Duration) rule {
+	return rule{key, `a duration from "100ms" to "1h", such as "90s" or "1m30s"`, func(c *Config) (string, bool) {
+		d := *get(c)
+		return strconv.Quote(d.String()), 100*time.Millisecond <= d.Duration && d.Duration <= time.Hour
+	}}
+}
+
+const wantPath = "an absolute path"
+
+func isPath(s string) bool        { return filepath.IsAbs(s) && !strings.ContainsRune(s, 0) }
+func isEmptyOrPath(s string) bool { return s == "" || isPath(s) }
+
+var (
+	cpuModel    = regexp.MustCompile(`^[A-Za-z0-9_.,+=-]*$`)
+	accountName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+)
+
+func isUnprivileged(user string) bool {
+	uid, err := strconv.ParseUint(user, 10, 32)
+	return accountName.MatchString(user) && user != "root" && (err != nil || uid != 0)
+}
+
+func isKernelParams(s string) bool {
+	printable := strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) < 0
+	ours := slices.ContainsFunc(strings.Fields(s), func(p string) bool { return strings.HasPrefix(p, "husk.") })
+	return len(s) <= 1024 && printable && !ours
+}
+
+func validChannels(channels []Channel) bool {
+	for i, ch := range channels {
+		known := ch == ChannelVhostVsock || ch == ChannelVirtioSerial
+		if !known || slices.Contains(channels[:i], ch) {
+			return false
+		}
+	}
+	return len(channels) > 0
+}
+
+func quoteList(channels []Channel) string {
+	quoted := make([]string, len(channels))
+	for i, ch := range channels {
+		quoted[i] = strconv.Quote(string(ch))
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}

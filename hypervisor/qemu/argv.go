@@ -1,0 +1,144 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/husk-containers/husk/hypervisor"
+)
+
+// firstFD is where QEMU's inherited descriptors begin.
+const firstFD = 3
+
+// A machine is all that decides QEMU's command line.
+type machine struct {
+	hypervisor.Config
+	accelerator string // "kvm" or "tcg"
+	cpuModel    string // "" for the accelerator's best
+	// Descriptors, as QEMU numbers them.
+	qmpFD, consoleFD int
+	channel          channelDevice
+	shareFDs         []int // one for each hypervisor.Share in Devices, in order
+}
+
+// A channelDevice is the guest's end of the channel: exactly one of vsock and
+// virtio-serial.
+type channelDevice struct {
+	fd int
+	// cid of the guest, for vsock; 0 means virtio-serial.
+	cid uint32
+	// param names the channel on the guest's command line.
+	param string
+}
+
+var (
+	validID  = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
+	validTag = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,35}$`)
+)
+
+// sandbox denies every class of system calls that QEMU's filter knows of.
+const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+// argv returns QEMU's arguments for m. Everything invalid in m is in the error.
+func argv(m machine) ([]string, error) {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !validID.MatchString(m.ID) {
+		bad("id %q is not 1 to 128 letters, digits, '_', '.', '-'", m.ID)
+	}
+	if m.VCPUs < 1 {
+		bad("%d vCPUs, want at least 1", m.VCPUs)
+	}
+	if m.MemoryMiB < 64 {
+		bad("%d MiB of memory, want at least 64", m.MemoryMiB)
+	}
+	for name, path := range map[string]string{"kernel": m.Kernel, "initrd": m.Initrd} {
+		if path == "" {
+			bad("no %s", name)
+		}
+	}
+	cpu := m.cpuModel
+	accel := "kvm"
+	switch m.accelerator {
+	case "kvm":
+		cpu = or(cpu, "host")
+	case "tcg":
+		cpu = or(cpu, "max")
+		accel = "tcg,thread=multi"
+	default:
+		bad("accelerator %q is neither kvm nor tcg", m.accelerator)
+	}
+	size := strconv.Itoa(m.MemoryMiB) + "M"
+	args := []string{
+		"-name", "husk-" + m.ID,
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-sandbox", sandbox,
+		"-accel", accel,
+		"-machine", "q35,memory-backend=ram,usb=off,vmport=off,sata=off,smbus=off",
+		"-cpu", cpu,
+		"-smp", strconv.Itoa(m.VCPUs),
+		"-m", size,
+		"-object", "memory-backend-memfd,id=ram,share=on,size=" + size,
+		"-kernel", m.Kernel,
+		"-initrd", m.Initrd,
+		"-append", kernelParams(m),
+		"-chardev", socket("qmp", m.qmpFD), "-mon", "chardev=qmp,mode=control",
+		"-chardev", socket("console", m.consoleFD), "-serial", "chardev:console",
+		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
+	}
+	args = append(args, m.channel.args()...)
+	shares, tags := 0, map[string]bool{}
+	for i, d := range m.Devices {
+		switch d := d.(type) {
+		case hypervisor.Share:
+			switch {
+			case !validTag.MatchString(d.Tag):
+				bad("device %d: share tag %q is not 1 to 35 letters, digits, '_', '.', '-'", i, d.Tag)
+			case tags[d.Tag]:
+				bad("device %d: share tag %q is taken", i, d.Tag)
+			case shares >= len(m.shareFDs):
+				bad("device %d: share %q has no descriptor", i, d.Tag)
+			default:
+				id := fmt.Sprintf("share%d", shares)
+				args = append(args, "-chardev", socket(id, m.shareFDs[shares]),
+					"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=%s,tag=%s,queue-size=1024", id, d.Tag))
+			}
+			tags[d.Tag] = true
+			shares++
+		default:
+			bad("device %d: %T is of no kind that this backend has", i, d)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("vm configuration: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return args, nil
+}
+
+func (c channelDevice) args() []string {
+	if c.cid != 0 {
+		return []string{"-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,vhostfd=%d", c.cid, c.fd)}
+	}
+	return []string{
+		"-device", "virtio-serial-pci", "-chardev", socket("channel", c.fd),
+		"-device", "virtserialport,chardev=channel,name=husk.channel",
+	}
+}
+
+// kernelParams is the guest's command line. The console stays quiet: a verbose
+// one costs half a second under TCG; a panic still shows.
+func kernelParams(m machine) string {
+	return strings.Join(strings.Fields("console=ttyS0 quiet panic=-1 "+m.channel.param+" "+m.KernelParams), " ")
+}
+
+func socket(id string, fd int) string { return fmt.Sprintf("socket,id=%s,fd=%d", id, fd) }
+
+func or(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}

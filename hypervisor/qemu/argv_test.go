@@ -1,0 +1,90 @@
+package qemu
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/husk-containers/husk/hypervisor"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func testMachine() machine {
+	return machine{
+		Config: hypervisor.Config{
+			ID: "demo", VCPUs: 2, MemoryMiB: 256, Kernel: "/k", Initrd: "/i", KernelParams: " husk.log=warn  debug ",
+			Devices: []hypervisor.Device{hypervisor.Share{Tag: "husk", Dir: "/s"}},
+		},
+		accelerator: "tcg", qmpFD: 3, consoleFD: 4,
+		channel:  channelDevice{fd: 5, param: "husk.channel=virtio-serial"},
+		shareFDs: []int{6},
+	}
+}
+
+func TestArgvGolden(t *testing.T) {
+	for name, change := range map[string]func(*machine){
+		"tcg-serial": func(*machine) {},
+		"kvm-vsock": func(m *machine) {
+			m.accelerator = "kvm"
+			m.channel = channelDevice{fd: 5, cid: 4711, param: "husk.channel=vsock:1024"}
+		},
+		"cpu-model-two-shares": func(m *machine) {
+			m.cpuModel = "EPYC"
+			m.Devices = append(m.Devices, hypervisor.Share{Tag: "data", Dir: "/d"})
+			m.shareFDs = append(m.shareFDs, 7)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := testMachine()
+			change(&m)
+			args, err := argv(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := strings.Join(args, "\n") + "\n"
+			golden := filepath.Join("testdata", name+".golden")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("arguments differ from %s:\n%s", golden, got)
+			}
+		})
+	}
+}
+
+// alien stands for a device kind that this backend does not have.
+type alien struct{ hypervisor.Share }
+
+func TestArgvRefusesWhatIsInvalid(t *testing.T) {
+	for want, change := range map[string]func(*machine){
+		`id "a b"`:                   func(m *machine) { m.ID = "a b" },
+		"0 vCPUs":                    func(m *machine) { m.VCPUs = 0 },
+		"8 MiB of memory":            func(m *machine) { m.MemoryMiB = 8 },
+		"no kernel":                  func(m *machine) { m.Kernel = "" },
+		"no initrd":                  func(m *machine) { m.Initrd = "" },
+		`accelerator "hvf"`:          func(m *machine) { m.accelerator = "hvf" },
+		`share tag "a,b"`:            func(m *machine) { m.Devices[0] = hypervisor.Share{Tag: "a,b"} },
+		`share tag "husk" is taken`:  func(m *machine) { m.Devices = append(m.Devices, m.Devices[0]) },
+		`share "husk" has no descri`: func(m *machine) { m.shareFDs = nil },
+		"qemu.alien is of no kind":   func(m *machine) { m.Devices[0] = alien{} },
+	} {
+		t.Run(want, func(t *testing.T) {
+			m := testMachine()
+			change(&m)
+			args, err := argv(m)
+			if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("argv: %v, %v; want one line with %q", args, err, want)
+			}
+		})
+	}
+}

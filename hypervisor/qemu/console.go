@@ -1,0 +1,126 @@
+package qemu
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"unicode"
+	"unicode/utf8"
+)
+
+const (
+	// consoleLines and consoleLine bound what is kept of the guest's console:
+	// the guest writes it, so it is limited, and escaped before anyone sees it.
+	consoleLines = 12
+	consoleLine  = 240
+)
+
+// A console keeps the last lines that the guest wrote to its serial port.
+type console struct {
+	mu    sync.Mutex
+	lines []string
+	line  []byte
+	done  chan struct{}
+}
+
+// newConsole reads r until it ends.
+func newConsole(r io.Reader) *console {
+	c := &console{done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		io.Copy(c, r) //nolint:errcheck // it ends with the VM
+	}()
+	return c
+}
+
+// Write implements io.Writer; it never fails.
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, b := range p {
+		switch {
+		case b == '\n':
+			c.flush()
+		case len(c.line) < consoleLine:
+			c.line = append(c.line, b)
+		}
+	}
+	return len(p), nil
+}
+
+func (c *console) flush() {
+	if text := printable(c.line); text != "" {
+		c.lines = append(c.lines, text)
+		if len(c.lines) > consoleLines {
+			c.lines = c.lines[1:]
+		}
+	}
+	c.line = c.line[:0]
+}
+
+// tail returns the last lines in one line, oldest first; empty if there were none.
+func (c *console) tail() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	lines := c.lines
+	if text := printable(c.line); text != "" {
+		lines = append(lines[:len(lines):len(lines)], text)
+	}
+	return strings.Join(lines, " | ")
+}
+
+// panicLine returns the line in which the guest's kernel told of its end.
+func (c *console) panicLine() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.lines {
+		if i := strings.Index(l, "Kernel panic"); i >= 0 && !strings.Contains(l, "end Kernel panic") {
+			return l[i:]
+		}
+	}
+	return ""
+}
+
+// printable drops terminal control sequences and escapes every other character
+// that is not printable.
+func printable(line []byte) string {
+	var b strings.Builder
+	for i := 0; i < len(line); {
+		r, n := utf8.DecodeRune(line[i:])
+		if skip := controlSequence(line[i:]); skip > 0 {
+			i += skip
+			continue
+		}
+		switch {
+		case r == utf8.RuneError && n == 1:
+			fmt.Fprintf(&b, `\x%02x`, line[i])
+		case r == '\r':
+		case r == '\t':
+			b.WriteByte(' ')
+		case unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		}
+		i += n
+	}
+	return strings.TrimSpace(b.String())
+}
+
+// controlSequence returns the length of the ECMA-48 control sequence that b
+// begins with, or 0.
+func controlSequence(b []byte) int {
+	if len(b) < 2 || b[0] != 0x1b {
+		return 0
+	}
+	if b[1] != '[' {
+		return 2
+	}
+	for i := 2; i < len(b); i++ {
+		if b[i] >= 0x40 && b[i] <= 0x7e {
+			return i + 1
+		}
+	}
+	return len(b)
+}

@@ -1,0 +1,333 @@
+// Package qemu boots virtual machines with QEMU: a pure command line, an
+// unprivileged process that gets everything as a descriptor, and one supervisor
+// that knows why it ended.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/husk-containers/husk/hypervisor"
+	"github.com/husk-containers/husk/hypervisor/channel"
+	"github.com/husk-containers/husk/hypervisor/qemu/qmp"
+	"github.com/husk-containers/husk/hypervisor/virtiofs"
+	"github.com/husk-containers/husk/internal/child"
+	"github.com/husk-containers/husk/internal/hostcheck"
+)
+
+// releaseStep bounds one step of giving back what a VM holds.
+const releaseStep = 5 * time.Second
+
+// Options says how VMs are run on this host.
+type Options struct {
+	// Path of qemu-system-x86_64.
+	Path string
+	// Accelerator is "auto", "kvm" or "tcg". Auto is KVM where it is usable.
+	Accelerator string
+	// CPUModel is QEMU's; empty means host under KVM and max under TCG.
+	CPUModel string
+	// Channels are the ways to the guest that are allowed, in order of
+	// preference: "vhost-vsock", "virtio-serial".
+	Channels []string
+	// User that QEMU runs as, by name or uid; not root.
+	User string
+	// Virtiofsd is its path; empty means the usual places.
+	Virtiofsd string
+	// VirtiofsdCache is "auto", "always" or "never".
+	VirtiofsdCache string
+	// Log; nil means slog.Default().
+	Log *slog.Logger
+}
+
+// A QEMU boots virtual machines. It implements hypervisor.Hypervisor.
+type QEMU struct {
+	Options
+}
+
+// New returns a QEMU that works by o.
+func New(o Options) *QEMU {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return &QEMU{o}
+}
+
+// Check implements hypervisor.Hypervisor.
+func (q *QEMU) Check(ctx context.Context) (hypervisor.Capabilities, error) {
+	var c hypervisor.Capabilities
+	var err error
+	if c.Version, err = hostcheck.QEMUVersion(ctx, q.Path); err != nil {
+		return c, err
+	}
+	if c.Accelerator, c.AcceleratorReason, err = q.pickAccelerator(); err != nil {
+		return c, err
+	}
+	c.Channel, c.ChannelReason, err = q.pickChannel()
+	return c, err
+}
+
+// pickAccelerator returns "kvm" or "tcg", and for tcg why it is not kvm.
+func (q *QEMU) pickAccelerator() (name, reason string, err error) {
+	if q.Accelerator == "tcg" {
+		return "tcg", `hypervisor.accelerator is "tcg"`, nil
+	}
+	switch err := hostcheck.KVMUsable(); {
+	case err == nil:
+		return "kvm", "", nil
+	case q.Accelerator == "kvm":
+		return "", "", fmt.Errorf(`hypervisor.accelerator is "kvm" but KVM is not usable: %w; or set it to "auto"`, err)
+	default:
+		return "tcg", err.Error(), nil
+	}
+}
+
+// pickChannel returns the first allowed channel that this host offers, and for
+// virtio-serial why it is not vhost-vsock.
+func (q *QEMU) pickChannel() (name, reason string, err error) {
+	reason = `hypervisor.channels does not allow it`
+	for _, c := range q.Channels {
+		switch c {
+		case "vhost-vsock":
+			err := channel.VsockUsable()
+			if err == nil {
+				return c, "", nil
+			}
+			reason = err.Error()
+		case "virtio-serial":
+			return c, reason, nil
+		}
+	}
+	return "", "", fmt.Errorf("no way to the guest: vhost-vsock: %s; virtio-serial: not allowed; allow one in hypervisor.channels", reason)
+}
+
+// Start implements hypervisor.Hypervisor.
+func (q *QEMU) Start(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM, error) {
+	if err := hostcheck.CheckKernel(cfg.Kernel); err != nil {
+		return nil, err
+	}
+	if err := hostcheck.CheckInitrd(cfg.Initrd); err != nil {
+		return nil, err
+	}
+	m := machine{Config: cfg, cpuModel: q.CPUModel}
+	var reason string
+	var err error
+	if m.accelerator, reason, err = q.pickAccelerator(); err != nil {
+		return nil, err
+	}
+	if m.accelerator == "tcg" && q.Accelerator == "auto" {
+		q.Log.Warn("the guest runs under TCG, which is slow", "reason", reason)
+	}
+	kind, _, err := q.pickChannel()
+	if err != nil {
+		return nil, err
+	}
+	v := &vm{log: q.Log, stopping: make(chan struct{}), done: make(chan struct{})}
+	if err := q.start(ctx, v, m, kind); err != nil {
+		return nil, errors.Join(err, v.held.Run(ctx))
+	}
+	go v.supervise()
+	return v, nil
+}
+
+// start takes what the machine needs, piece by piece, and runs QEMU on it. What
+// was taken is on v.held.
+func (q *QEMU) start(ctx context.Context, v *vm, m machine, kind string) error {
+	files := &inheritance{}
+	defer files.close()
+
+	carrier, dev, err := openChannel(kind, files)
+	if err != nil {
+		return err
+	}
+	v.carrier, m.channel = carrier, dev
+	v.held.Push("close the channel", releaseStep, func(context.Context) error { return ignoreClosed(carrier.Close()) })
+
+	for _, d := range m.Devices {
+		share, ok := d.(hypervisor.Share)
+		if !ok {
+			continue // argv refuses what it does not know
+		}
+		daemon, err := q.startVirtiofsd(ctx, m.Config, share)
+		if err != nil {
+			return err
+		}
+		v.daemons = append(v.daemons, daemon)
+		v.held.Push("stop virtiofsd", releaseStep, daemon.Stop)
+		m.shareFDs = append(m.shareFDs, files.take(daemon.Socket()))
+	}
+
+	qmpConn, qmpFile, err := socketpair("qmp")
+	if err != nil {
+		return err
+	}
+	v.held.Push("close the QMP connection", releaseStep, func(context.Context) error { return ignoreClosed(qmpConn.Close()) })
+	m.qmpFD = files.take(qmpFile)
+	conConn, conFile, err := socketpair("console")
+	if err != nil {
+		return err
+	}
+	v.console = newConsole(conConn)
+	v.held.Push("close the console", releaseStep, func(context.Context) error {
+		err := ignoreClosed(conConn.Close())
+		<-v.console.done
+		return err
+	})
+	m.consoleFD = files.take(conFile)
+
+	if err := q.spawn(v, m, files); err != nil {
+		return err
+	}
+	// QEMU's ends are QEMU's alone from here: its death is their end.
+	files.close()
+	if v.qmp, err = qmp.New(ctx, qmpConn); err != nil {
+		select {
+		case <-v.child.Done():
+			return fmt.Errorf("start qemu: %s", v.child.Cause())
+		case <-time.After(deathGrace):
+		}
+		return fmt.Errorf("start qemu: %w", err)
+	}
+	return nil
+}
+
+// deathGrace is how long a process whose socket closed may take to be seen dead.
+const deathGrace = 250 * time.Millisecond
+
+func (q *QEMU) startVirtiofsd(ctx context.Context, cfg hypervisor.Config, share hypervisor.Share) (*virtiofs.Daemon, error) {
+	path, err := hostcheck.FindVirtiofsd(q.Virtiofsd)
+	if err != nil {
+		return nil, err
+	}
+	return virtiofs.Start(ctx, virtiofs.Options{
+		Path: path, Dir: share.Dir, Cache: virtiofs.Cache(q.VirtiofsdCache),
+		Started: func(name string, pid int) error { return started(cfg, name, pid) },
+	})
+}
+
+func started(cfg hypervisor.Config, name string, pid int) error {
+	if cfg.Started == nil {
+		return nil
+	}
+	return cfg.Started(hypervisor.Process{Name: name, PID: pid})
+}
+
+// spawn runs QEMU without privileges, in namespaces of its own: it has no
+// network, sees no other process, and holds only the descriptors in files.
+func (q *QEMU) spawn(v *vm, m machine, files *inheritance) error {
+	args, err := argv(m)
+	if err != nil {
+		return err
+	}
+	uid, gid, err := hostcheck.LookupUser(q.User)
+	if err != nil {
+		return fmt.Errorf("hypervisor.user: %w", err)
+	}
+	spec := child.Spec{
+		Path: q.Path, Args: args, Dir: "/", ExtraFiles: files.files,
+		UID: int(uid), GID: int(gid), NoNewPrivs: true,
+		Namespaces: unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWPID | unix.CLONE_NEWUTS,
+	}
+	if m.accelerator == "kvm" {
+		group, err := kvmGroup()
+		if err != nil {
+			return err
+		}
+		spec.Groups = append(spec.Groups, group...)
+	}
+	v.child, err = child.Start(spec)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s does not exist: install QEMU (apt-get install qemu-system-x86) or set hypervisor.path", q.Path)
+	}
+	if err != nil {
+		return err
+	}
+	v.held.Push("stop qemu", releaseStep, func(ctx context.Context) error { return v.child.Stop(ctx, syscall.SIGKILL) })
+	return started(m.Config, "qemu", v.child.PID())
+}
+
+// kvmGroup returns the group through which an unprivileged process may open
+// /dev/kvm; none where everyone may.
+func kvmGroup() ([]int, error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/dev/kvm", &st); err != nil {
+		return nil, fmt.Errorf("/dev/kvm: %w", err)
+	}
+	switch {
+	case st.Mode&0o006 == 0o006:
+		return nil, nil
+	case st.Mode&0o060 == 0o060 && st.Gid != 0:
+		return []int{int(st.Gid)}, nil
+	}
+	return nil, fmt.Errorf("/dev/kvm has mode %#o and group %d: QEMU runs unprivileged and cannot open it: chgrp kvm /dev/kvm && chmod 660 /dev/kvm", st.Mode&0o777, st.Gid)
+}
+
+// openChannel opens the channel of that kind and gives the guest's end to QEMU.
+func openChannel(kind string, files *inheritance) (channel.Carrier, channelDevice, error) {
+	if kind == "vhost-vsock" {
+		c, err := channel.OpenVsock()
+		if err != nil {
+			return nil, channelDevice{}, err
+		}
+		return c, channelDevice{fd: files.add(c.VhostFile()), cid: c.CID(), param: c.GuestParam()}, nil
+	}
+	c, err := channel.OpenSerial()
+	if err != nil {
+		return nil, channelDevice{}, err
+	}
+	return c, channelDevice{fd: files.take(c.GuestFile()), param: c.GuestParam()}, nil
+}
+
+// inheritance are the descriptors that QEMU is started with.
+type inheritance struct {
+	files, owned []*os.File
+}
+
+// add passes f on, which stays its owner's, and returns its number in QEMU.
+func (in *inheritance) add(f *os.File) int {
+	in.files = append(in.files, f)
+	return firstFD + len(in.files) - 1
+}
+
+// take is add for a file that is closed here once QEMU has it.
+func (in *inheritance) take(f *os.File) int {
+	in.owned = append(in.owned, f)
+	return in.add(f)
+}
+
+func (in *inheritance) close() {
+	for _, f := range in.owned {
+		f.Close() //nolint:errcheck // QEMU has its own, or there is none
+	}
+}
+
+// socketpair returns a connected pair: our end as a connection, QEMU's as a file.
+func socketpair(name string) (net.Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make the %s socket: %w", name, err)
+	}
+	ours := os.NewFile(uintptr(fds[0]), name)
+	defer ours.Close() //nolint:errcheck // FileConn has its own
+	theirs := os.NewFile(uintptr(fds[1]), name)
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		theirs.Close() //nolint:errcheck // the first error says more
+		return nil, nil, fmt.Errorf("make the %s socket: %w", name, err)
+	}
+	return conn, theirs, nil
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,130 @@
+package hostcheck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// MinQEMU is the oldest QEMU that Husk runs on.
+const MinQEMU = "7.2"
+
+var (
+	qemuBanner          = regexp.MustCompile(`^QEMU emulator version (\d+)\.(\d+)(\.\d+)?`)
+	cVirtiofsdBanner    = regexp.MustCompile(`^virtiofsd version (\d+\.\d+(?:\.\d+)?)`)
+	rustVirtiofsdBanner = regexp.MustCompile(`^virtiofsd (?:backend )?v?(\d+\.\d+(?:\.\d+)?)`)
+)
+
+// QEMUVersion asks the QEMU at path for its version, such as "7.2.22". A QEMU
+// that is missing, does not run or is older than MinQEMU is an error.
+func QEMUVersion(ctx context.Context, path string) (string, error) {
+	const remedy = "install qemu-system-x86 " + MinQEMU + " or newer, or set hypervisor.path"
+	banner, err := askVersion(ctx, path)
+	if err != nil {
+		return "", fmt.Errorf("qemu %q: %w; %s", path, err, remedy)
+	}
+	m := qemuBanner.FindStringSubmatch(banner)
+	if m == nil {
+		return "", fmt.Errorf("qemu %q: is no QEMU, its version reads %q; %s", path, banner, remedy)
+	}
+	version := m[1] + "." + m[2] + m[3]
+	major, errMajor := strconv.Atoi(m[1])
+	minor, errMinor := strconv.Atoi(m[2])
+	if errMajor != nil || errMinor != nil || major < 7 || major == 7 && minor < 2 {
+		return "", fmt.Errorf("qemu %q: version %s is not supported; %s", path, version, remedy)
+	}
+	return version, nil
+}
+
+// A Dialect is how a virtiofsd wants its command line.
+type Dialect int
+
+// The dialects of virtiofsd.
+const (
+	DialectC    Dialect = iota + 1 // QEMU's own, up to 7.2
+	DialectRust                    // its successor
+)
+
+// String names the language that the virtiofsd is written in.
+func (d Dialect) String() string {
+	switch d {
+	case DialectC:
+		return "C"
+	case DialectRust:
+		return "Rust"
+	}
+	return "Dialect(" + strconv.Itoa(int(d)) + ")"
+}
+
+const virtiofsdRemedy = "install virtiofsd, or set hypervisor.virtiofsd"
+
+// FindVirtiofsd returns the path of virtiofsd: the configured one, or with ""
+// the first of the places where distributions put it, and then of PATH.
+func FindVirtiofsd(configured string) (string, error) {
+	if configured != "" {
+		path, err := exec.LookPath(configured)
+		if err != nil {
+			return "", fmt.Errorf("virtiofsd %q: %w; %s", configured, execCause(err), virtiofsdRemedy)
+		}
+		return path, nil
+	}
+	return findProgram("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "virtiofsd")
+}
+
+func findProgram(places ...string) (string, error) {
+	for _, p := range places {
+		if path, err := exec.LookPath(p); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("virtiofsd: none of %s is a program; %s", strings.Join(places, ", "), virtiofsdRemedy)
+}
+
+// VirtiofsdDialect asks the virtiofsd at path which dialect it speaks and for
+// its version.
+func VirtiofsdDialect(ctx context.Context, path string) (Dialect, string, error) {
+	banner, err := askVersion(ctx, path)
+	if err != nil {
+		return 0, "", fmt.Errorf("virtiofsd %q: %w; %s", path, err, virtiofsdRemedy)
+	}
+	if m := cVirtiofsdBanner.FindStringSubmatch(banner); m != nil {
+		return DialectC, m[1], nil
+	}
+	if m := rustVirtiofsdBanner.FindStringSubmatch(banner); m != nil {
+		return DialectRust, m[1], nil
+	}
+	return 0, "", fmt.Errorf("virtiofsd %q: is no virtiofsd, its version reads %q; %s", path, banner, virtiofsdRemedy)
+}
+
+// askVersion returns the first line that the program answers to --version.
+func askVersion(ctx context.Context, path string) (string, error) {
+	cmd := exec.CommandContext(ctx, path, "--version")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if ctx.Err() != nil {
+		return "", fmt.Errorf("wait for --version: %w", context.Cause(ctx))
+	}
+	if err != nil {
+		said, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
+		if said != "" {
+			return "", fmt.Errorf("%w: %s", execCause(err), said)
+		}
+		return "", execCause(err)
+	}
+	banner, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	return banner, nil
+}
+
+// execCause strips the program's name, which the caller names itself.
+func execCause(err error) error {
+	var ee *exec.Error
+	if errors.As(err, &ee) {
+		return cause(ee.Err)
+	}
+	return cause(err)
+}

@@ -1,0 +1,397 @@
+package agentv1
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// Limits of the protocol. They hold in both directions: the guest is not
+// trusted, and the agent tells a broken host what is wrong.
+const (
+	// MaxSpecBytes bounds the OCI spec of a container. With the message around
+	// it, ttrpc's own limit of 4 MiB a message is what is met first.
+	MaxSpecBytes = 4 << 20
+	// MaxProcessBytes bounds the OCI process of an exec.
+	MaxProcessBytes = 1 << 20
+	// MaxEntropyBytes bounds the random bytes of Configure.
+	MaxEntropyBytes = 512
+	// GuestDir is the guest directory that storages are mounted below.
+	GuestDir = "/run/husk"
+
+	maxIDLen      = 128
+	maxTextLen    = 128
+	maxHostname   = 64 // utsname.nodename without its terminator
+	maxTag        = 35 // virtio-fs: 36 bytes with the terminator
+	maxPathLen    = 4095
+	maxStorages   = 64
+	maxSysctls    = 256
+	maxSysctlLen  = 4095
+	maxCells      = 1<<16 - 1 // struct winsize is 16 bits
+	maxPID        = 1 << 22   // PID_MAX_LIMIT
+	maxProcesses  = 1 << 16
+	maxSignal     = 64
+	maxExitStatus = 255
+	tokenLen      = 16 // protocols/stream.TokenLen
+)
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
+
+// validID accepts [A-Za-z0-9_.-]{1,128} but "." and "..": an id is safe as a
+// file name and as an argument that follows others.
+func validID(field, id string) error {
+	if id == "" {
+		return invalid("%s is empty", field)
+	}
+	if len(id) > maxIDLen {
+		return invalid("%s has %d bytes, at most %d", field, len(id), maxIDLen)
+	}
+	if id == "." || id == ".." {
+		return invalid("%s is %q", field, id)
+	}
+	for _, c := range []byte(id) {
+		if !isAlnum(c) && c != '_' && c != '.' && c != '-' {
+			return invalid("%s %q holds %q: use letters, digits, '_', '.' and '-'", field, id, c)
+		}
+	}
+	return nil
+}
+
+func validOptionalID(field, id string) error {
+	if id == "" {
+		return nil
+	}
+	return validID(field, id)
+}
+
+func isAlnum(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+}
+
+// validText accepts up to n bytes of printable ASCII: what may go into a log.
+func validText(field, s string, n int) error {
+	if len(s) > n {
+		return invalid("%s has %d bytes, at most %d", field, len(s), n)
+	}
+	for _, c := range []byte(s) {
+		if c < ' ' || c > '~' {
+			return invalid("%s holds the byte %#x", field, c)
+		}
+	}
+	return nil
+}
+
+func validToken(field string, t []byte) error {
+	if len(t) != 0 && len(t) != tokenLen {
+		return invalid("%s token has %d bytes, want 0 or %d", field, len(t), tokenLen)
+	}
+	return nil
+}
+
+func validClock(ns int64) error {
+	if ns <= 0 {
+		return invalid("clock_ns %d is not after 1970", ns)
+	}
+	return nil
+}
+
+func validSize(columns, rows uint32) error {
+	if columns > maxCells || rows > maxCells {
+		return invalid("terminal of %d by %d cells, at most %d by %d", columns, rows, maxCells, maxCells)
+	}
+	return nil
+}
+
+func validPID(pid uint32) error {
+	if pid == 0 || pid > maxPID {
+		return invalid("pid %d is not in 1..%d", pid, maxPID)
+	}
+	return nil
+}
+
+// Validate implements the rules of the protocol.
+func (m *HelloRequest) Validate() error { return validText("version", m.GetVersion(), maxTextLen) }
+
+// Validate implements the rules of the protocol.
+func (m *HelloResponse) Validate() error {
+	if err := validText("version", m.GetVersion(), maxTextLen); err != nil {
+		return err
+	}
+	if err := validText("kernel_release", m.GetKernelRelease(), maxTextLen); err != nil {
+		return err
+	}
+	if m.GetAgentReadyUs() < m.GetAgentStartUs() {
+		return invalid("agent_ready_us %d is before agent_start_us %d", m.GetAgentReadyUs(), m.GetAgentStartUs())
+	}
+	return nil
+}
+
+// Validate implements the rules of the protocol.
+func (m *ConfigureRequest) Validate() error {
+	if err := validID("sandbox_id", m.GetSandboxId()); err != nil {
+		return err
+	}
+	if err := validHostname(m.GetHostname()); err != nil {
+		return err
+	}
+	if err := validClock(m.GetClockNs()); err != nil {
+		return err
+	}
+	if n := len(m.GetEntropy()); n > MaxEntropyBytes {
+		return invalid("entropy has %d bytes, at most %d", n, MaxEntropyBytes)
+	}
+	if n := len(m.GetStorages()); n > maxStorages {
+		return invalid("%d storages, at most %d", n, maxStorages)
+	}
+	targets := make(map[string]bool, len(m.GetStorages()))
+	for i, s := range m.GetStorages() {
+		if err := s.Validate(); err != nil {
+			return fmt.Errorf("storages[%d]: %w", i, err)
+		}
+		if targets[s.GetTarget()] {
+			return invalid("storages[%d]: target %q is taken", i, s.GetTarget())
+		}
+		targets[s.GetTarget()] = true
+	}
+	if n := len(m.GetSysctls()); n > maxSysctls {
+		return invalid("%d sysctls, at most %d", n, maxSysctls)
+	}
+	for i, s := range m.GetSysctls() {
+		if err := s.Validate(); err != nil {
+			return fmt.Errorf("sysctls[%d]: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func validHostname(name string) error {
+	if len(name) > maxHostname {
+		return invalid("hostname has %d bytes, at most %d", len(name), maxHostname)
+	}
+	for _, c := range []byte(name) {
+		if !isAlnum(c) && c != '.' && c != '-' && c != '_' {
+			return invalid("hostname %q holds %q", name, c)
+		}
+	}
+	return nil
+}
+
+// Validate implements the rules of the protocol.
+func (*ConfigureResponse) Validate() error { return nil }
+
+// Validate implements the rules of the protocol.
+func (m *Sysctl) Validate() error {
+	key := m.GetKey()
+	if key == "" || len(key) > maxPathLen {
+		return invalid("sysctl key of %d bytes, want 1 to %d", len(key), maxPathLen)
+	}
+	for _, c := range []byte(key) {
+		if !isAlnum(c) && !strings.ContainsRune("_-./:@", rune(c)) {
+			return invalid("sysctl key %q holds %q", key, c)
+		}
+	}
+	if strings.HasPrefix(key, "/") || path.Clean(key) != key || strings.Contains(key, "..") {
+		return invalid("sysctl key %q is not of the form a/b/c or a.b.c", key)
+	}
+	if n := len(m.GetValue()); n > maxSysctlLen {
+		return invalid("sysctl %s: value has %d bytes, at most %d", key, n, maxSysctlLen)
+	}
+	if strings.ContainsRune(m.GetValue(), 0) {
+		return invalid("sysctl %s: value holds a zero byte", key)
+	}
+	return nil
+}
+
+// Validate implements the rules of the protocol.
+func (m *Storage) Validate() error {
+	if m.GetKind() != Storage_KIND_VIRTIOFS {
+		return invalid("storage kind %d is not known", m.GetKind())
+	}
+	if m.GetSource() == "" {
+		return invalid("storage has no source: name a virtio-fs tag")
+	}
+	if err := validText("storage source", m.GetSource(), maxTag); err != nil {
+		return err
+	}
+	if !Below(m.GetTarget(), GuestDir) {
+		return invalid("storage target %q is not a clean path below %s", m.GetTarget(), GuestDir)
+	}
+	return nil
+}
+
+// Below tells whether p is a clean absolute path strictly below dir. It does
+// not look at the file system.
+func Below(p, dir string) bool {
+	return len(p) <= maxPathLen && path.Clean(p) == p && strings.HasPrefix(p, dir+"/") && !strings.ContainsRune(p, 0)
+}
+
+// Validate implements the rules of the protocol.
+func (m *SyncClockRequest) Validate() error { return validClock(m.GetClockNs()) }
+
+// Validate implements the rules of the protocol.
+func (*SyncClockResponse) Validate() error { return nil }
+
+// Validate implements the rules of the protocol.
+func (*ShutdownRequest) Validate() error { return nil }
+
+// Validate implements the rules of the protocol.
+func (*ShutdownResponse) Validate() error { return nil }
+
+// Validate implements the rules of the protocol.
+func (m *Streams) Validate() error {
+	if err := validToken("stdin", m.GetStdin()); err != nil {
+		return err
+	}
+	if err := validToken("stdout", m.GetStdout()); err != nil {
+		return err
+	}
+	if err := validToken("stderr", m.GetStderr()); err != nil {
+		return err
+	}
+	if m.GetTerminal() && len(m.GetStderr()) > 0 {
+		return invalid("streams: a terminal has no stderr of its own")
+	}
+	if !m.GetTerminal() && (m.GetColumns() != 0 || m.GetRows() != 0) {
+		return invalid("streams: a size without a terminal")
+	}
+	return validSize(m.GetColumns(), m.GetRows())
+}
+
+// Validate implements the rules of the protocol.
+func (m *CreateContainerRequest) Validate() error {
+	if err := validID("container_id", m.GetContainerId()); err != nil {
+		return err
+	}
+	if n := len(m.GetSpec()); n == 0 || n > MaxSpecBytes {
+		return invalid("spec has %d bytes, want 1 to %d", n, MaxSpecBytes)
+	}
+	return m.GetStreams().Validate()
+}
+
+// Validate implements the rules of the protocol.
+func (m *CreateContainerResponse) Validate() error { return validPID(m.GetPid()) }
+
+// Validate implements the rules of the protocol.
+func (m *StartContainerRequest) Validate() error { return validID("container_id", m.GetContainerId()) }
+
+// Validate implements the rules of the protocol.
+func (*StartContainerResponse) Validate() error { return nil }
+
+// Validate implements the rules of the protocol.
+func (m *ExecProcessRequest) Validate() error {
+	if err := validID("container_id", m.GetContainerId()); err != nil {
+		return err
+	}
+	if err := validID("exec_id", m.GetExecId()); err != nil {
+		return err
+	}
+	if n := len(m.GetProcess()); n == 0 || n > MaxProcessBytes {
+		return invalid("process has %d bytes, want 1 to %d", n, MaxProcessBytes)
+	}
+	return m.GetStreams().Validate()
+}
+
+// Validate implements the rules of the protocol.
+func (m *ExecProcessResponse) Validate() error { return validPID(m.GetPid()) }
+
+// Validate implements the rules of the protocol.
+func (m *SignalProcessRequest) Validate() error {
+	if err := validIDs(m); err != nil {
+		return err
+	}
+	if s := m.GetSignal(); s == 0 || s > maxSignal {
+		return invalid("signal %d is not in 1..%d", s, maxSignal)
+	}
+	if m.GetAll() && m.GetExecId() != "" {
+		return invalid("signal to every process of the container names the exec %q", m.GetExecId())
+	}
+	return nil
+}
+
+// validIDs checks the ids of a message that names a container and perhaps one
+// of its execs.
+func validIDs(m interface {
+	GetContainerId() string
+	GetExecId() string
+},
+) error {
+	if err := validID("container_id", m.GetContainerId()); err != nil {
+		return err
+	}
+	return validOptionalID("exec_id", m.GetExecId())
+}
+
+// Validate implements the rules of the protocol.
+func (*SignalProcessResponse) Validate() error { return nil }
+
+// Validate implements the rules of the protocol.
+func (m *WaitProcessRequest) Validate() error { return validIDs(m) }
+
+// Validate implements the rules of the protocol.
+func (m *WaitProcessResponse) Validate() error {
+	if s := m.GetExitStatus(); s > maxExitStatus {
+		return invalid("exit_status %d is not in 0..%d", s, maxExitStatus)
+	}
+	return nil
+}
+
+// Validate implements the rules of the protocol.
+func (m *ResizeTTYRequest) Validate() error {
+	if err := validIDs(m); err != nil {
+		return err
+	}
+	return validSize(m.GetColumns(), m.GetRows())
+}
+
+// Validate implements the rules of the protocol.
+func (*ResizeTTYResponse) Validate() error { return nil }
+
+// Validate implements the rules of the protocol.
+func (m *RemoveContainerRequest) Validate() error { return validIDs(m) }
+
+// Validate implements the rules of the protocol.
+func (*RemoveContainerResponse) Validate() error { return nil }
+
+// Validate implements the rules of the protocol.
+func (m *ListProcessesRequest) Validate() error { return validID("container_id", m.GetContainerId()) }
+
+// Validate implements the rules of the protocol.
+func (m *ListProcessesResponse) Validate() error {
+	if n := len(m.GetProcesses()); n > maxProcesses {
+		return invalid("%d processes, at most %d", n, maxProcesses)
+	}
+	for i, p := range m.GetProcesses() {
+		if err := p.Validate(); err != nil {
+			return fmt.Errorf("processes[%d]: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// Validate implements the rules of the protocol.
+func (m *ProcessInfo) Validate() error {
+	if err := validPID(m.GetPid()); err != nil {
+		return err
+	}
+	return validOptionalID("exec_id", m.GetExecId())
+}
+
+// Validate implements the rules of the protocol.
+func (*WatchEventsRequest) Validate() error { return nil }
+
+// Validate implements the rules of the protocol.
+func (m *Event) Validate() error {
+	switch e := m.GetEvent().(type) {
+	case *Event_Oom:
+		return e.Oom.Validate()
+	default:
+		return invalid("event of a kind that is not known")
+	}
+}
+
+// Validate implements the rules of the protocol.
+func (m *OOMEvent) Validate() error { return validID("container_id", m.GetContainerId()) }

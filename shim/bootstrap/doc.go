@@ -1,0 +1,15 @@
+// Package bootstrap is how containerd runs a shim's program: start, delete,
+// -info and -v, in the dialect of the containerd that calls, and the daemon that
+// start leaves behind.
+//
+//	containerd            start                       daemon
+//	    │ argv, env, stdin  │                            │
+//	    ├──────────────────>│ make the socket            │
+//	    │                   ├── clone, new mount ns ────>│ log FIFO, propagation
+//	    │                   │   fd 3 socket              │ Program.Serve
+//	    │                   │   fd 4 ready pipe          │   begins to boot the VM
+//	    │                   │   fd 5 host's mount ns     │   serves fd 3
+//	    │                   │<── NUL, or why not ────────┤
+//	    │<── the address ───┤                            │
+//	    ├──────────────── ttrpc on the socket ──────────>│
+package bootstrap

@@ -1,0 +1,302 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	api "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	huskevents "github.com/husk-containers/husk/shim/events"
+	"github.com/husk-containers/husk/virtcontainers"
+)
+
+const fakePID = 4711
+
+// fakeSandbox has containers whose processes do nothing until a test ends them.
+type fakeSandbox struct {
+	createErr error
+	ooms      chan string
+
+	mu         sync.Mutex
+	containers map[string]*fakeContainer
+	stopped    bool
+}
+
+func newFakeSandbox() *fakeSandbox {
+	return &fakeSandbox{ooms: make(chan string), containers: map[string]*fakeContainer{}}
+}
+
+func (s *fakeSandbox) PID() int            { return fakePID }
+func (s *fakeSandbox) OOMs() <-chan string { return s.ooms }
+
+func (s *fakeSandbox) CreateContainer(_ context.Context, cfg virtcontainers.ContainerConfig) (container, error) {
+	if s.createErr != nil {
+		return nil, s.createErr
+	}
+	c := &fakeContainer{init: newFakeProcess(), execs: map[string]*fakeProcess{}}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.containers[cfg.ID] = c
+	return c, nil
+}
+
+func (s *fakeSandbox) Stop(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = true
+	for _, c := range s.containers {
+		c.end(137)
+	}
+	return nil
+}
+
+func (s *fakeSandbox) container(id string) *fakeContainer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.containers[id]
+}
+
+type fakeContainer struct {
+	init *fakeProcess
+
+	mu    sync.Mutex
+	execs map[string]*fakeProcess
+}
+
+func (c *fakeContainer) Init() initProcess { return c.init }
+
+func (c *fakeContainer) Exec(_ context.Context, id string, _ *specs.Process, _ virtcontainers.Stdio) (execProcess, error) {
+	p := newFakeProcess()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.execs[id] = p
+	return p, nil
+}
+
+func (c *fakeContainer) Processes(context.Context) ([]virtcontainers.ProcessInfo, error) {
+	return []virtcontainers.ProcessInfo{{PID: 1}, {PID: 9, ExecID: "e"}}, nil
+}
+
+func (c *fakeContainer) Delete(context.Context) (virtcontainers.Exit, error) {
+	c.init.exitWith(137) // where it was not started
+	return c.init.Exit(), nil
+}
+
+// end ends the init and, in no order, the execs, as a VM's end does.
+func (c *fakeContainer) end(status uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all sync.WaitGroup
+	for _, p := range c.execs {
+		all.Go(func() { p.exitWith(status) })
+	}
+	c.init.exitWith(status)
+	all.Wait()
+}
+
+type fakeProcess struct {
+	startErr error
+	// onStart runs within Start, before it returns.
+	onStart func()
+	exited  chan struct{}
+
+	mu    sync.Mutex
+	state virtcontainers.ProcessState
+	exit  virtcontainers.Exit
+	size  [2]uint32
+}
+
+func newFakeProcess() *fakeProcess {
+	return &fakeProcess{state: virtcontainers.Created, exited: make(chan struct{})}
+}
+
+func (p *fakeProcess) Start(context.Context) error {
+	if p.startErr != nil {
+		return p.startErr
+	}
+	p.mu.Lock()
+	if p.state != virtcontainers.Created {
+		p.mu.Unlock()
+		return fmt.Errorf("it has exited: %w", errdefs.ErrFailedPrecondition)
+	}
+	p.state = virtcontainers.Running
+	p.mu.Unlock()
+	if p.onStart != nil {
+		p.onStart()
+	}
+	return nil
+}
+
+func (p *fakeProcess) exitWith(status uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state == virtcontainers.Stopped {
+		return
+	}
+	p.state, p.exit = virtcontainers.Stopped, virtcontainers.Exit{Status: status, At: time.Unix(1e9, 0)}
+	close(p.exited)
+}
+
+func (p *fakeProcess) Kill(context.Context, uint32, bool) error {
+	if p.State() == virtcontainers.Stopped {
+		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
+	}
+	return nil
+}
+
+func (p *fakeProcess) Resize(_ context.Context, columns, rows uint32) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.size = [2]uint32{columns, rows}
+	return nil
+}
+
+func (p *fakeProcess) State() virtcontainers.ProcessState {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state
+}
+
+func (p *fakeProcess) Exited() <-chan struct{} { return p.exited }
+
+func (p *fakeProcess) Exit() virtcontainers.Exit {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.exit
+}
+
+func (p *fakeProcess) Delete(context.Context) (virtcontainers.Exit, error) { return p.Exit(), nil }
+
+// journal is a publisher that keeps what it is told, in short words.
+type journal struct {
+	mu    sync.Mutex
+	words []string
+}
+
+func (j *journal) Publish(ev huskevents.Event) {
+	var word string
+	switch ev := ev.(type) {
+	case *events.TaskCreate:
+		word = "create " + ev.ContainerID
+	case *events.TaskStart:
+		word = "start " + ev.ContainerID
+	case *events.TaskExecAdded:
+		word = "added " + ev.ExecID
+	case *events.TaskExecStarted:
+		word = "start " + ev.ExecID
+	case *events.TaskExit:
+		word = fmt.Sprintf("exit %s %d", ev.ID, ev.ExitStatus)
+	case *events.TaskDelete:
+		word = "delete " + ev.ContainerID
+	case *events.TaskOOM:
+		word = "oom " + ev.ContainerID
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.words = append(j.words, word)
+}
+
+func (j *journal) Close(context.Context) error { return nil }
+
+func (j *journal) read() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return append([]string(nil), j.words...)
+}
+
+// harness is a served service with a client.
+type harness struct {
+	api.TTRPCTaskService
+	t       *testing.T
+	sandbox *fakeSandbox
+	journal *journal
+	conn    *ttrpc.Client
+	bundle  string
+	served  chan error
+	cancel  context.CancelFunc
+}
+
+func listener(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func newHarness(t *testing.T) *harness {
+	t.Helper()
+	h := &harness{t: t, sandbox: newFakeSandbox(), journal: &journal{}, bundle: t.TempDir(), served: make(chan error, 1)}
+	l := listener(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	h.cancel = cancel
+	go func() {
+		h.served <- newService(h.sandbox, h.journal, "ns").Serve(ctx, l, func() error { return nil })
+	}()
+	conn, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.conn = ttrpc.NewClient(conn)
+	h.TTRPCTaskService = api.NewTTRPCTaskClient(h.conn)
+	t.Cleanup(func() {
+		h.conn.Close() //nolint:errcheck // Serve may have ended
+		cancel()
+		if err := <-h.served; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return h
+}
+
+// create makes a task that is created.
+func (h *harness) create(id string) *fakeContainer {
+	h.t.Helper()
+	resp, err := h.Create(h.t.Context(), &api.CreateTaskRequest{ID: id, Bundle: h.bundle})
+	if err != nil || resp.Pid != fakePID {
+		h.t.Fatalf("create %s: %v, %v", id, resp, err)
+	}
+	return h.sandbox.container(id)
+}
+
+// run makes a task that runs.
+func (h *harness) run(id string) *fakeContainer {
+	h.t.Helper()
+	c := h.create(id)
+	if _, err := h.Start(h.t.Context(), &api.StartRequest{ID: id}); err != nil {
+		h.t.Fatal(err)
+	}
+	return c
+}
+
+// wait waits for a process's exit.
+func (h *harness) wait(id, exec string) *api.WaitResponse {
+	h.t.Helper()
+	resp, err := h.Wait(h.t.Context(), &api.WaitRequest{ID: id, ExecID: exec})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return resp
+}
+
+// shutdown ends the shim as containerd does. The connection may end before the
+// reply was read, which containerd takes for a reply.
+func (h *harness) shutdown(id string) {
+	h.t.Helper()
+	if _, err := h.Shutdown(h.t.Context(), &api.ShutdownRequest{ID: id}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+		h.t.Error(err)
+	}
+	h.conn.Close() //nolint:errcheck // it may have ended
+	h.served <- <-h.served
+}

@@ -1,0 +1,73 @@
+package shim
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	api "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+)
+
+// register puts the methods on a server under the names of both versions of the
+// API. Their messages are the same on the wire (a test holds that), so one set of
+// types serves both.
+func (s *Service) register(server *ttrpc.Server) {
+	methods := map[string]ttrpc.Method{
+		"Create":    method(s.create),
+		"Start":     method(s.startProcess),
+		"Delete":    method(s.delete),
+		"Exec":      method(s.exec),
+		"ResizePty": method(s.resizePty),
+		"State":     method(s.state),
+		"Kill":      method(s.kill),
+		"Pids":      method(s.pids),
+		"CloseIO":   method(s.closeIO),
+		"Wait":      method(s.wait),
+		"Connect":   method(s.connect),
+		"Shutdown":  method(s.shutdownIdle),
+
+		"Pause":      unsupported[api.PauseRequest]("pausing a task"),
+		"Resume":     unsupported[api.ResumeRequest]("resuming a task"),
+		"Checkpoint": unsupported[api.CheckpointTaskRequest]("a checkpoint of a task"),
+		"Stats":      unsupported[api.StatsRequest]("statistics of a task"),
+		"Update":     unsupported[api.UpdateTaskRequest]("updating a task's resources"),
+	}
+	for _, name := range []string{"containerd.task.v2.Task", "containerd.task.v3.Task"} {
+		server.Register(name, methods)
+	}
+}
+
+// method makes a ttrpc method of a function. This is the edge where an error's
+// class becomes a status.
+func method[Request, Response any](f func(context.Context, *Request) (*Response, error)) ttrpc.Method {
+	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
+		req := new(Request)
+		if err := unmarshal(req); err != nil {
+			return nil, err
+		}
+		resp, err := f(ctx, req)
+		if err != nil {
+			return nil, errgrpc.ToGRPC(oneLine{err})
+		}
+		return resp, nil
+	}
+}
+
+// unsupported makes a method that says so.
+func unsupported[Request any](what string) ttrpc.Method {
+	return method(func(context.Context, *Request) (*struct{}, error) {
+		return nil, fmt.Errorf("%s is not supported by this runtime: %w", what, errdefs.ErrNotImplemented)
+	})
+}
+
+// oneLine is an error whose text fits a client's line.
+type oneLine struct{ error }
+
+func (e oneLine) Error() string {
+	return strings.ReplaceAll(strings.TrimSpace(e.error.Error()), "\n", "; ")
+}
+
+func (e oneLine) Unwrap() error { return e.error }

@@ -1,0 +1,172 @@
+// Command suite runs parts of Husk's tests and ends with what ran, what was
+// skipped, and why:
+//
+//	suite [-v] part...
+//
+// It runs in the repository's root. The exit code is 0 where nothing failed.
+package main
+
+import (
+	"bufio"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	verbose := flag.Bool("v", false, "print the name of every test that passes, too")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "Usage: suite [-v] part...\nThe parts:")
+		for _, p := range parts {
+			fmt.Fprintf(flag.CommandLine.Output(), "  %-5s %s\n", p.name, p.about)
+		}
+	}
+	flag.Parse()
+	code, err := run(flag.Args(), *verbose)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "suite: %v\n", err)
+	}
+	os.Exit(code)
+}
+
+// run returns the exit code.
+func run(names []string, verbose bool) (int, error) {
+	var chosen []part
+	for _, name := range names {
+		p, ok := find(name)
+		if !ok {
+			return 2, fmt.Errorf("no part is named %q", name)
+		}
+		chosen = append(chosen, p)
+	}
+	if len(chosen) == 0 {
+		flag.Usage()
+		return 2, nil
+	}
+	// A signal of the terminal reaches the tests too, and the suite waits for
+	// them to tear down. It is not ignored: children would inherit that.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGINT)
+	var reports []*report
+	for _, p := range chosen {
+		fmt.Printf("== %s: %s\n", p.name, p.about)
+		r := newReport(p.name, os.Stdout, verbose)
+		began := time.Now()
+		if err := p.run(r); err != nil {
+			r.fail(err)
+		}
+		r.took = time.Since(began)
+		reports = append(reports, r)
+	}
+	return summarize(os.Stdout, reports), nil
+}
+
+// A part is a set of tests that runs as a whole.
+type part struct {
+	name, about string
+	run         func(*report) error
+}
+
+var parts = []part{
+	{"unit", "every package, with the race detector; no root, no QEMU", runUnit},
+	{"e2e", "containers in VMs, by Debian's containerd and containerd 2.4", runE2E},
+	{"rig", "the same on KVM and vhost-vsock, in a host in a box", runRig},
+}
+
+func find(name string) (part, bool) {
+	for _, p := range parts {
+		if p.name == name {
+			return p, true
+		}
+	}
+	return part{}, false
+}
+
+const e2ePackage = "./test/e2e"
+
+func runUnit(r *report) error {
+	return stream(r, exec.Command("go", "test", "-json", "-race", "-timeout", "15m", "./..."))
+}
+
+func runE2E(r *report) error {
+	if os.Geteuid() != 0 {
+		r.omit("needs root")
+		return nil
+	}
+	return stream(r, exec.Command("go", "test", "-json", "-count=1", "-timeout", "50m", "-parallel", "3",
+		e2ePackage, "-containerd=1.6,2.4"))
+}
+
+// rigTests are run in the rig, where a start is several times slower.
+const rigTests = "^(TestRunPrintsToBothStreams|TestExitCode|TestStdinReachesTheContainerAndEnds|TestExec)$"
+
+func runRig(r *report) error {
+	if os.Geteuid() != 0 {
+		r.omit("needs root")
+		return nil
+	}
+	bin := filepath.Join("build", "bin")
+	for out, pkg := range map[string]string{"rig": "./test/rig", "rig-init": "./test/rig/init"} {
+		if err := build("build", "-o", filepath.Join(bin, out), pkg); err != nil {
+			return err
+		}
+	}
+	if err := build("test", "-c", "-o", filepath.Join(bin, "e2e.test"), e2ePackage); err != nil {
+		return err
+	}
+	root, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	// The repository is at /out there, wherever it is here.
+	tests := exec.Command(filepath.Join(bin, "rig"), "-init", filepath.Join(bin, "rig-init"), "-out", root, "-dir", "/", "-timeout", "20m",
+		"--", "/out/build/bin/e2e.test", "-test.v=test2json", "-test.timeout=18m", "-test.parallel=1", "-test.run", rigTests,
+		"-containerd=1.6", "-root=/out", "-scratch=/scratch")
+	convert := exec.Command("go", "tool", "test2json", "-p", "rig", "-t")
+	pipe, err := tests.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	tests.Stderr, convert.Stdin = os.Stderr, pipe
+	if err := tests.Start(); err != nil {
+		return fmt.Errorf("start the rig: %w", err)
+	}
+	err = stream(r, convert)
+	return errors.Join(err, tests.Wait())
+}
+
+func build(args ...string) error {
+	cmd := exec.Command("go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", args[0], err, out)
+	}
+	return nil
+}
+
+// stream runs a command that prints events of go test, and takes them in.
+func stream(r *report, cmd *exec.Cmd) error {
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", cmd.Path, err)
+	}
+	readErr := r.read(bufio.NewReader(out))
+	io.Copy(io.Discard, out) // so that the command ends whatever it printed
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && r.failed > 0 {
+		err = nil // the report has the failures that the exit code stands for
+	}
+	return errors.Join(readErr, err)
+}

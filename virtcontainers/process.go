@@ -1,0 +1,303 @@
+package virtcontainers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+)
+
+// exitKilled is the status of a process whose VM went away under it: what a
+// SIGKILL looks like.
+const exitKilled = 128 + uint32(unix.SIGKILL)
+
+// exitUnknown is the status of a process whose end the guest could not tell.
+const exitUnknown = 255
+
+// An Exit is how and when a process ended.
+type Exit struct {
+	// Status is 0..255, 128+n for death by signal n.
+	Status uint32
+	At     time.Time
+}
+
+// A Process is a container's init or one exec in it; ProcessState tells its
+// life. Its methods are safe for concurrent use.
+type Process struct {
+	id        string // exec id; empty for init
+	container *Container
+	spec      *specs.Process // execs only
+	stdio     Stdio
+
+	mu       sync.Mutex
+	state    ProcessState
+	starting bool
+	streams  *streams
+	exit     Exit
+	exited   chan struct{}
+}
+
+func newProcess(c *Container, id string, spec *specs.Process, stdio Stdio) *Process {
+	return &Process{id: id, container: c, spec: spec, stdio: stdio, state: Created, exited: make(chan struct{})}
+}
+
+// ID is the exec id, empty for the container's init.
+func (p *Process) ID() string { return p.id }
+
+// Terminal tells whether the process has a terminal.
+func (p *Process) Terminal() bool { return p.stdio.Terminal }
+
+// State returns where the process is in its life.
+func (p *Process) State() ProcessState {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state
+}
+
+// Exited is closed once the process has exited and what it wrote has been
+// delivered.
+func (p *Process) Exited() <-chan struct{} { return p.exited }
+
+// Exit returns how the process ended; it is zero before Exited is closed.
+func (p *Process) Exit() Exit {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.exit
+}
+
+func (p *Process) name() string {
+	if p.id == "" {
+		return fmt.Sprintf("container %q", p.container.id)
+	}
+	return fmt.Sprintf("exec %q of container %q", p.id, p.container.id)
+}
+
+// Start runs the process: the container's own command for an init, the exec's
+// otherwise. It is FailedPrecondition on a process that was started before.
+func (p *Process) Start(ctx context.Context) error {
+	p.mu.Lock()
+	if p.state != Created || p.starting {
+		defer p.mu.Unlock()
+		return fmt.Errorf("start %s: it is %s: %w", p.name(), p.state, errdefs.ErrFailedPrecondition)
+	}
+	p.starting = true
+	p.mu.Unlock()
+
+	err := p.start(ctx)
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.starting = false
+	if err != nil {
+		return fmt.Errorf("start %s: %w", p.name(), err)
+	}
+	if p.state == Created { // it may have exited already
+		p.state, _ = move(processMoves, p.name(), p.state, Running)
+	}
+	return nil
+}
+
+func (p *Process) start(ctx context.Context) error {
+	s := p.container.sandbox
+	if p.id == "" {
+		return s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+			_, err := a.StartContainer(ctx, &agentv1.StartContainerRequest{ContainerId: p.container.id})
+			return err
+		})
+	}
+	raw, err := json.Marshal(p.spec)
+	if err != nil {
+		return err
+	}
+	st, names, err := p.openStreams(ctx)
+	if err != nil {
+		return err
+	}
+	if size := p.spec.ConsoleSize; size != nil {
+		names.Columns, names.Rows = uint32(size.Width), uint32(size.Height)
+	}
+	err = s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+		_, err := a.ExecProcess(ctx, &agentv1.ExecProcessRequest{
+			ContainerId: p.container.id, ExecId: p.id, Process: raw, Streams: names,
+		})
+		return err
+	})
+	if err != nil {
+		st.close()
+		return err
+	}
+	s.watch(p)
+	return nil
+}
+
+// openStreams connects the process's standard streams to the guest and starts to
+// copy them.
+func (p *Process) openStreams(ctx context.Context) (*streams, *agentv1.Streams, error) {
+	vm, err := p.container.sandbox.machine()
+	if err != nil {
+		return nil, nil, err
+	}
+	cctx, cancel := context.WithTimeout(ctx, p.container.sandbox.config.Runtime.RequestTimeout.Duration)
+	defer cancel()
+	st, names, err := connect(cctx, vm.Dial, p.stdio)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.mu.Lock()
+	p.streams = st
+	p.mu.Unlock()
+	return st, names, nil
+}
+
+// awaitExit waits for the guest to tell of the exit, or for the VM's end, then
+// for the output, and publishes the exit.
+func (p *Process) awaitExit(ctx context.Context) {
+	s := p.container.sandbox
+	var resp *agentv1.WaitProcessResponse
+	a, err := s.agentClient()
+	if err == nil {
+		resp, err = a.WaitProcess(ctx, &agentv1.WaitProcessRequest{ContainerId: p.container.id, ExecId: p.id})
+	}
+	if err == nil {
+		err = resp.Validate()
+	}
+	p.mu.Lock()
+	st := p.streams
+	p.mu.Unlock()
+	if err == nil {
+		st.delivered(resp.StdoutBytes, resp.StderrBytes, s.config.Runtime.DrainTimeout.Duration)
+		p.setExited(Exit{Status: resp.ExitStatus, At: time.Unix(0, resp.ExitedAtNs)})
+		return
+	}
+	if s.lost(err) {
+		<-s.dead
+		st.close()
+		p.setExited(Exit{Status: exitKilled, At: time.Now()})
+		return
+	}
+	s.log.Error("wait for a process", "container", p.container.id, "exec", p.id, "err", err)
+	st.close()
+	p.setExited(Exit{Status: exitUnknown, At: time.Now()})
+}
+
+func (p *Process) setExited(e Exit) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next, err := move(processMoves, p.name(), p.state, Stopped)
+	if err != nil {
+		return // deleted meanwhile: nobody waits any more
+	}
+	p.state, p.exit = next, e
+	p.streams.stopStdin()
+	close(p.exited)
+}
+
+// Kill sends signal to the process, or with all to every process of the
+// container. It is NotFound once the process has exited. A SIGKILL that the
+// guest does not answer in time ends the VM.
+func (p *Process) Kill(ctx context.Context, signal uint32, all bool) error {
+	p.mu.Lock()
+	state := p.state
+	p.mu.Unlock()
+	if state == Stopped || state == Deleted {
+		return fmt.Errorf("kill %s: process already finished: %w", p.name(), errdefs.ErrNotFound)
+	}
+	if state == Created && p.id != "" {
+		return fmt.Errorf("kill %s: it has not been started: %w", p.name(), errdefs.ErrNotFound)
+	}
+	s := p.container.sandbox
+	err := s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+		_, err := a.SignalProcess(ctx, &agentv1.SignalProcessRequest{
+			ContainerId: p.container.id, ExecId: p.id, Signal: signal, All: all,
+		})
+		return err
+	})
+	if err != nil && signal == uint32(unix.SIGKILL) && p.id == "" &&
+		(errors.Is(err, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(err)) && ctx.Err() == nil {
+		s.fail(fmt.Errorf("the guest did not answer a SIGKILL for %s", p.name()))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("kill %s: %w", p.name(), err)
+	}
+	return nil
+}
+
+// Resize sets the size of the process's terminal in character cells.
+func (p *Process) Resize(ctx context.Context, columns, rows uint32) error {
+	if !p.stdio.Terminal {
+		return fmt.Errorf("resize %s: it has no terminal: %w", p.name(), errdefs.ErrFailedPrecondition)
+	}
+	p.mu.Lock()
+	if p.state == Created && p.id != "" {
+		// The size is remembered and goes with the start.
+		p.spec.ConsoleSize = &specs.Box{Width: uint(columns), Height: uint(rows)}
+		p.mu.Unlock()
+		return nil
+	}
+	p.mu.Unlock()
+	err := p.container.sandbox.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+		_, err := a.ResizeTTY(ctx, &agentv1.ResizeTTYRequest{
+			ContainerId: p.container.id, ExecId: p.id, Columns: columns, Rows: rows,
+		})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("resize %s: %w", p.name(), err)
+	}
+	return nil
+}
+
+// Delete forgets an exec. It is FailedPrecondition while the process runs, and
+// for an init, which goes with its container.
+func (p *Process) Delete(ctx context.Context) (Exit, error) {
+	if p.id == "" {
+		return Exit{}, fmt.Errorf("delete %s: an init is deleted with its container: %w", p.name(), errdefs.ErrFailedPrecondition)
+	}
+	started := p.State() != Created
+	exit, err := p.retire()
+	if err != nil {
+		return Exit{}, err
+	}
+	p.container.forget(p.id)
+	if started {
+		err = p.container.sandbox.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+			_, err := a.RemoveContainer(ctx, &agentv1.RemoveContainerRequest{ContainerId: p.container.id, ExecId: p.id})
+			return err
+		})
+		if err != nil && !errdefs.IsNotFound(err) && !p.container.sandbox.lost(err) {
+			p.container.sandbox.log.Warn("forget an exec in the guest", "container", p.container.id, "exec", p.id, "err", err)
+		}
+	}
+	return exit, nil
+}
+
+// retire moves the process to Deleted and closes its streams.
+func (p *Process) retire() (Exit, error) {
+	p.mu.Lock()
+	next, err := move(processMoves, p.name(), p.state, Deleted)
+	if err == nil && p.starting {
+		err = fmt.Errorf("%s is being started: %w", p.name(), errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		p.mu.Unlock()
+		return Exit{}, fmt.Errorf("delete: %w", err)
+	}
+	p.state = next
+	st, exit := p.streams, p.exit
+	p.mu.Unlock()
+	if st != nil {
+		st.close()
+	} else {
+		p.stdio.close()
+	}
+	return exit, nil
+}

@@ -1,0 +1,360 @@
+package virtcontainers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/husk-containers/husk/config"
+	"github.com/husk-containers/husk/hypervisor"
+	"github.com/husk-containers/husk/internal/undo"
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/spec"
+)
+
+// Options is what a sandbox is made of.
+type Options struct {
+	// ID and Namespace are containerd's.
+	ID, Namespace string
+	// Bundle is the directory of the sandbox's first container; the clean-me
+	// record is written there.
+	Bundle string
+	// Spec of that container, as the bundle holds it.
+	Spec       *specs.Spec
+	Config     *config.Config
+	Hypervisor hypervisor.Hypervisor
+	// Log receives what an operator must know; nil: slog.Default().
+	Log *slog.Logger
+}
+
+// A Sandbox is one VM and the containers in it; SandboxState tells its life. Its
+// methods are safe for concurrent use.
+type Sandbox struct {
+	id     string
+	dir    string
+	config *config.Config
+	hv     hypervisor.Hypervisor
+	log    *slog.Logger
+	record *record
+	undo   undo.Stack
+	// sysctls of the guest as a whole, given once at boot.
+	sysctls map[string]string
+
+	cancelBoot context.CancelCauseFunc
+	booted     chan struct{} // closed when the boot has ended, either way
+	dead       chan struct{} // closed when the VM is gone
+	stopOnce   sync.Once
+	stopErr    error
+	// work counts the goroutines that serve the sandbox; watchCtx ends them.
+	work      sync.WaitGroup
+	watchCtx  context.Context //nolint:containedctx // the lifetime of the sandbox's own goroutines
+	endWatch  context.CancelFunc
+	ooms      chan string
+	lostAgent chan struct{} // closed when the control connection has ended
+
+	mu         sync.Mutex
+	state      SandboxState
+	err        error
+	vm         hypervisor.VM
+	agent      agentv1.AgentClient
+	containers map[string]*Container
+}
+
+// NewSandbox writes the clean-me record, begins to boot the VM, and returns at
+// once; CreateContainer waits for the boot and returns its error.
+func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
+	if !validID.MatchString(o.ID) || !validID.MatchString(o.Namespace) {
+		return nil, fmt.Errorf("sandbox id %q in namespace %q: not letters, digits, '_', '.', '-': %w", o.ID, o.Namespace, errdefs.ErrInvalidArgument)
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	plan, err := spec.Transform(o.Spec, o.ID)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %q: %w", o.ID, err)
+	}
+	// '+' occurs in neither part, so no two sandboxes share a directory.
+	dir := filepath.Join(o.Config.Runtime.StateDir, o.Namespace+"+"+o.ID)
+	bootCtx, cancelBoot := context.WithCancelCause(context.WithoutCancel(ctx))
+	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
+	s := &Sandbox{
+		id: o.ID, dir: dir, config: o.Config, hv: o.Hypervisor, log: o.Log.With("sandbox", o.ID),
+		sysctls: plan.Sysctls, cancelBoot: cancelBoot, booted: make(chan struct{}), dead: make(chan struct{}),
+		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), lostAgent: make(chan struct{}),
+		state: SandboxBooting, containers: map[string]*Container{},
+	}
+	if err := s.prepare(o.Bundle); err != nil {
+		return nil, errors.Join(fmt.Errorf("sandbox %q: %w", o.ID, err), s.undo.Run(ctx))
+	}
+	s.work.Go(func() { s.boot(bootCtx) })
+	return s, nil
+}
+
+// prepare writes the record, which comes before any resource, and makes the
+// sandbox's directory.
+func (s *Sandbox) prepare(bundle string) error {
+	s.record = newRecord(bundle, s.dir)
+	if err := s.record.add("shim", os.Getpid()); err != nil {
+		return err
+	}
+	s.undo.Push("remove the record", hostStep, func(context.Context) error { return s.record.remove() })
+	if err := os.MkdirAll(filepath.Dir(s.dir), 0o711); err != nil {
+		return err
+	}
+	if err := os.Mkdir(s.dir, 0o711); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("%s is there already: %w", s.dir, errdefs.ErrAlreadyExists)
+		}
+		return err
+	}
+	s.undo.Push("remove the directory", hostStep, func(context.Context) error { return removeTree(s.dir) })
+	s.undo.Push("take back the containers", hostStep, s.dropContainers)
+	return os.Mkdir(s.shareDir(), 0o700)
+}
+
+func (s *Sandbox) shareDir() string { return filepath.Join(s.dir, "share") }
+
+// ID returns the sandbox's id.
+func (s *Sandbox) ID() string { return s.id }
+
+// State returns where the sandbox is in its life.
+func (s *Sandbox) State() SandboxState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state
+}
+
+// PID is the VM monitor's process id on the host, 0 before the boot.
+func (s *Sandbox) PID() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.vm == nil {
+		return 0
+	}
+	return s.vm.PID()
+}
+
+// Done is closed when the VM is gone, of itself or by Stop.
+func (s *Sandbox) Done() <-chan struct{} { return s.dead }
+
+// Err says why the sandbox failed; nil while it runs and after a mere Stop.
+func (s *Sandbox) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// OOMs yields the ids of containers that ran out of memory. It is never closed.
+func (s *Sandbox) OOMs() <-chan string { return s.ooms }
+
+// Containers returns those that have not been deleted, in order of their ids.
+func (s *Sandbox) Containers() []*Container {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cs := slices.Collect(maps.Values(s.containers))
+	slices.SortFunc(cs, func(a, b *Container) int { return strings.Compare(a.id, b.id) })
+	return cs
+}
+
+// Container returns the container of that id, or NotFound.
+func (s *Sandbox) Container(id string) (*Container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[id]; c != nil {
+		return c, nil
+	}
+	return nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
+}
+
+func (s *Sandbox) reserve(c *Container) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == SandboxStopped {
+		return fmt.Errorf("sandbox %q is stopped: %w", s.id, errdefs.ErrFailedPrecondition)
+	}
+	if s.containers[c.id] != nil {
+		return errdefs.ErrAlreadyExists
+	}
+	s.containers[c.id] = c
+	return nil
+}
+
+func (s *Sandbox) release(c *Container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.containers, c.id)
+}
+
+// checkSysctls refuses a container that wants the guest's network tuned otherwise
+// than it was at boot: containers of a sandbox share it.
+func (s *Sandbox) checkSysctls(want map[string]string) error {
+	for k, v := range want {
+		if s.sysctls[k] != v {
+			return fmt.Errorf("linux.sysctl %s=%s: the network is the sandbox's, whose first container did not ask for it: %w",
+				k, v, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+func (s *Sandbox) machine() (hypervisor.VM, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state != SandboxRunning {
+		return nil, s.notRunning()
+	}
+	return s.vm, nil
+}
+
+func (s *Sandbox) agentClient() (agentv1.AgentClient, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state != SandboxRunning {
+		return nil, s.notRunning()
+	}
+	return s.agent, nil
+}
+
+// notRunning is the error of a call that needs the guest; s.mu is held.
+func (s *Sandbox) notRunning() error {
+	if s.err != nil {
+		return fmt.Errorf("%w: %w", errNoGuest, s.err)
+	}
+	return fmt.Errorf("%w: the sandbox is %s", errNoGuest, s.state)
+}
+
+// errNoGuest marks errors that come of the guest being gone.
+var errNoGuest = fmt.Errorf("the guest is not running: %w", errdefs.ErrUnavailable)
+
+// lost tells whether err, from a call to the agent, means that the guest is gone
+// rather than that the agent refused.
+func (s *Sandbox) lost(err error) bool {
+	return errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, errNoGuest) || errors.Is(err, context.Canceled) && s.watchCtx.Err() != nil
+}
+
+// call makes one call to the agent with the configured deadline and turns its
+// status into an errdefs class.
+func (s *Sandbox) call(ctx context.Context, f func(context.Context, agentv1.AgentClient) error) error {
+	a, err := s.agentClient()
+	if err != nil {
+		return err
+	}
+	timeout := s.config.Runtime.RequestTimeout.Duration
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the guest's agent did not answer within %s: %w", timeout, context.DeadlineExceeded))
+	defer cancel()
+	err = f(ctx, a)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, ttrpc.ErrClosed):
+		// The VM ended under the call: say why, once that is known.
+		select {
+		case <-s.dead:
+		case <-ctx.Done():
+		}
+		if _, nerr := s.agentClient(); nerr != nil {
+			return nerr
+		}
+		return err
+	}
+	return errgrpc.ToNative(err)
+}
+
+// watch begins to wait for the exit of a process that the guest knows.
+func (s *Sandbox) watch(p *Process) {
+	s.work.Go(func() { p.awaitExit(s.watchCtx) })
+}
+
+// awaitBoot waits until the guest is ready and returns why it is not.
+func (s *Sandbox) awaitBoot(ctx context.Context) error {
+	select {
+	case <-s.booted:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == SandboxRunning {
+		return nil
+	}
+	if s.err != nil {
+		return s.err
+	}
+	return s.notRunning()
+}
+
+// fail ends a sandbox whose VM has ended or is to end for cause. The first cause
+// counts.
+func (s *Sandbox) fail(cause error) {
+	s.mu.Lock()
+	next, err := move(sandboxMoves, "sandbox", s.state, SandboxFailed)
+	if err != nil {
+		s.mu.Unlock()
+		return
+	}
+	s.state, s.err = next, cause
+	vm := s.vm
+	s.mu.Unlock()
+	s.log.Error("sandbox failed", "err", cause)
+	if vm != nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel() // kill at once
+		vm.Stop(ctx) //nolint:errcheck // it has ended or is killed; Done tells
+	}
+}
+
+// Stop ends the sandbox: asks the guest to power off, and takes everything back
+// whatever the guest does. It is idempotent.
+func (s *Sandbox) Stop(ctx context.Context) error {
+	s.stopOnce.Do(func() { s.stopErr = s.stop(ctx) })
+	return s.stopErr
+}
+
+func (s *Sandbox) stop(ctx context.Context) error {
+	s.cancelBoot(errors.New("the sandbox is being stopped"))
+	<-s.booted
+	began := time.Now()
+	s.mu.Lock()
+	a, running := s.agent, s.state == SandboxRunning
+	s.mu.Unlock()
+	if running {
+		sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Runtime.StopTimeout.Duration)
+		if _, err := a.Shutdown(sctx, &agentv1.ShutdownRequest{}); err != nil && !s.lost(err) {
+			s.log.Warn("the guest did not shut down when asked", "err", err)
+		}
+		cancel()
+	}
+	s.mu.Lock()
+	s.state = SandboxStopped // allowed from every other state
+	s.mu.Unlock()
+	err := s.undo.Run(ctx)
+	s.log.Info("sandbox stopped", "took", time.Since(began))
+	return err
+}
+
+// dropContainers takes back what the containers hold on the host once the VM is
+// gone and their processes have exited.
+func (s *Sandbox) dropContainers(ctx context.Context) error {
+	s.endWatch()
+	s.work.Wait()
+	var errs []error
+	for _, c := range s.Containers() {
+		errs = append(errs, c.undo.Run(ctx))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,138 @@
+package spec
+
+import (
+	"fmt"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// refuse names everything in sp that the guest cannot honour. What is not named
+// here is either the guest runtime's to do or rewritten by Transform.
+func refuse(sp *specs.Spec) error {
+	var errs []error
+	no := func(present bool, field, what string) {
+		if present {
+			errs = append(errs, unsupported(field, what))
+		}
+	}
+	no(sp.Windows != nil, "windows", "a Windows container")
+	no(sp.Solaris != nil, "solaris", "a Solaris container")
+	no(sp.ZOS != nil, "zos", "a z/OS container")
+	no(sp.FreeBSD != nil, "freebsd", "a FreeBSD container")
+	no(sp.VM != nil, "vm", "a VM of the spec's own making")
+	if h := sp.Hooks; h != nil {
+		for _, f := range []struct {
+			name  string
+			hooks []specs.Hook
+		}{
+			{"prestart", h.Prestart},
+			{"createRuntime", h.CreateRuntime},
+			{"createContainer", h.CreateContainer},
+			{"startContainer", h.StartContainer},
+			{"poststart", h.Poststart},
+			{"poststop", h.Poststop},
+		} {
+			no(len(f.hooks) > 0, "hooks."+f.name, "a program of the host")
+		}
+	}
+	l := sp.Linux
+	no(len(l.UIDMappings) > 0, "linux.uidMappings", "a user namespace")
+	no(len(l.GIDMappings) > 0, "linux.gidMappings", "a user namespace")
+	no(len(l.NetDevices) > 0, "linux.netDevices", "a network device of the host")
+	no(l.IntelRdt != nil, "linux.intelRdt", "the host's cache allocation")
+	no(l.MemoryPolicy != nil, "linux.memoryPolicy", "a memory policy over the host's nodes")
+	no(len(l.TimeOffsets) > 0, "linux.timeOffsets", "a time namespace")
+	no(l.Seccomp != nil && l.Seccomp.ListenerPath != "", "linux.seccomp.listenerPath", "a seccomp listener on the host")
+	errs = append(errs, refuseNamespaces(l.Namespaces)...)
+	errs = append(errs, refuseDevices(l.Devices)...)
+	if l.Resources != nil {
+		errs = append(errs, refuseResources(l.Resources)...)
+	}
+	return join(errs)
+}
+
+func refuseProcess(pr *specs.Process, field string) []error {
+	var errs []error
+	no := func(present bool, name, what string) {
+		if present {
+			errs = append(errs, unsupported(field+"."+name, what))
+		}
+	}
+	no(pr.CommandLine != "", "commandLine", "a Windows command line")
+	no(pr.User.Username != "", "user.username", "a user by name")
+	no(pr.Scheduler != nil, "scheduler", "a scheduling policy")
+	no(pr.IOPriority != nil, "ioPriority", "an I/O priority")
+	no(pr.ExecCPUAffinity != nil, "execCPUAffinity", "an affinity to the host's CPUs")
+	return errs
+}
+
+func refuseNamespaces(nss []specs.LinuxNamespace) []error {
+	var errs []error
+	network := false
+	for i, ns := range nss {
+		field := fmt.Sprintf("linux.namespaces[%d] (%s)", i, ns.Type)
+		switch {
+		case ns.Type == specs.UserNamespace:
+			errs = append(errs, unsupported(field, "a user namespace"))
+		case ns.Type == specs.TimeNamespace:
+			errs = append(errs, unsupported(field, "a time namespace"))
+		case ns.Path != "":
+			errs = append(errs, unsupported(field+".path", fmt.Sprintf("the host's namespace %s", ns.Path)))
+		}
+		network = network || ns.Type == specs.NetworkNamespace
+	}
+	if !network {
+		errs = append(errs, unsupported("linux.namespaces", "the host's network, which a spec without a network namespace asks for,"))
+	}
+	return errs
+}
+
+// staticChar tells whether a character device's number means the same in every
+// Linux kernel: memory devices, consoles, and the miscellaneous devices whose
+// minor is not given out at run time (Documentation/admin-guide/devices.txt).
+func staticChar(major, minor int64) bool {
+	switch major {
+	case 1, 5:
+		return true
+	case 10:
+		return minor < 255
+	}
+	return false
+}
+
+func refuseDevices(devices []specs.LinuxDevice) []error {
+	var errs []error
+	for i, d := range devices {
+		if d.Type == "p" || (d.Type == "c" || d.Type == "u") && staticChar(d.Major, d.Minor) {
+			continue
+		}
+		errs = append(errs, unsupported(fmt.Sprintf("linux.devices[%d] (%s)", i, d.Path),
+			fmt.Sprintf("the host's device %s %d:%d", d.Type, d.Major, d.Minor)))
+	}
+	return errs
+}
+
+func refuseResources(r *specs.LinuxResources) []error {
+	var errs []error
+	no := func(present bool, field, what string) {
+		if present {
+			errs = append(errs, unsupported("linux.resources."+field, what))
+		}
+	}
+	if m := r.Memory; m != nil {
+		no(m.Kernel != nil, "memory.kernel", "a limit of cgroup v1")
+		no(m.KernelTCP != nil, "memory.kernelTCP", "a limit of cgroup v1")
+		no(m.Swappiness != nil, "memory.swappiness", "a setting of cgroup v1")
+		no(m.DisableOOMKiller != nil && *m.DisableOOMKiller, "memory.disableOOMKiller", "a setting of cgroup v1")
+	}
+	if c := r.CPU; c != nil {
+		no(c.RealtimeRuntime != nil && *c.RealtimeRuntime != 0, "cpu.realtimeRuntime", "a setting of cgroup v1")
+		no(c.RealtimePeriod != nil && *c.RealtimePeriod != 0, "cpu.realtimePeriod", "a setting of cgroup v1")
+		no(c.Cpus != "", "cpu.cpus", "a set of the host's CPUs")
+		no(c.Mems != "", "cpu.mems", "a set of the host's memory nodes")
+	}
+	no(r.BlockIO != nil, "blockIO", "a limit on the host's block devices")
+	no(r.Network != nil, "network", "a setting of cgroup v1")
+	no(len(r.Rdma) > 0, "rdma", "a limit on the host's RDMA devices")
+	return errs
+}

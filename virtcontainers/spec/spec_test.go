@@ -1,0 +1,185 @@
+package spec
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func ptr[T any](v T) *T { return &v }
+
+// base is a spec that the guest can honour whole.
+func base() *specs.Spec {
+	return &specs.Spec{
+		Version:     "1.0.2",
+		Hostname:    "demo",
+		Annotations: map[string]string{"run.oci.handler": "wasm"},
+		Root:        &specs.Root{Path: "rootfs", Readonly: true},
+		Process: &specs.Process{
+			Terminal: true, Args: []string{"sh", "-c", "exit 3"}, Cwd: "/", Env: []string{"A=B"},
+			User:            specs.User{UID: 1, GID: 2, AdditionalGids: []uint32{3}},
+			Rlimits:         []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1024, Soft: 512}},
+			Capabilities:    &specs.LinuxCapabilities{Bounding: []string{"CAP_KILL"}},
+			NoNewPrivileges: true, ApparmorProfile: "docker-default", OOMScoreAdj: ptr(100),
+		},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"size=65536k"}},
+			{Destination: "/data", Type: "bind", Source: "/srv/data", Options: []string{"rbind", "ro"}},
+			{Destination: "/etc/hosts", Source: "hosts", Options: []string{"bind", "rw"}},
+		},
+		Linux: &specs.Linux{
+			CgroupsPath: "/default/demo",
+			Sysctl:      map[string]string{"net.ipv4.ip_forward": "1", "net/core/somaxconn": "64", "kernel.msgmax": "9"},
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
+				{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.CgroupNamespace},
+			},
+			Devices: []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}},
+			Resources: &specs.LinuxResources{
+				Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
+				Memory:  &specs.LinuxMemory{Limit: ptr(int64(64 << 20))},
+				CPU:     &specs.LinuxCPU{Quota: ptr(int64(50000)), Period: ptr(uint64(100000))},
+				Pids:    &specs.LinuxPids{Limit: ptr(int64(20))},
+			},
+			MaskedPaths: []string{"/proc/kcore"}, ReadonlyPaths: []string{"/proc/sys"},
+			Seccomp: &specs.LinuxSeccomp{DefaultAction: specs.ActErrno},
+		},
+	}
+}
+
+func TestTransformGolden(t *testing.T) {
+	in := base()
+	before, _ := json.Marshal(in)
+	plan, err := Transform(in, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after, _ := json.Marshal(in); string(after) != string(before) {
+		t.Error("Transform changed its input")
+	}
+	got, err := json.MarshalIndent(plan, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden := filepath.Join("testdata", "plan.golden.json")
+	if *update {
+		if err := os.WriteFile(golden, append(got, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got)+"\n" != string(want) {
+		t.Errorf("plan differs from %s:\n%s", golden, got)
+	}
+}
+
+func TestTransformNamesWhatTheGuestCannotHonour(t *testing.T) {
+	hooks := func(h specs.Hooks) func(*specs.Spec) { return func(s *specs.Spec) { s.Hooks = &h } }
+	one := []specs.Hook{{Path: "/bin/true"}}
+	namespace := func(typ specs.LinuxNamespaceType, path string) func(*specs.Spec) {
+		return func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: typ, Path: path})
+		}
+	}
+	memory := func(m specs.LinuxMemory) func(*specs.Spec) {
+		return func(s *specs.Spec) { s.Linux.Resources.Memory = &m }
+	}
+	cpu := func(c specs.LinuxCPU) func(*specs.Spec) {
+		return func(s *specs.Spec) { s.Linux.Resources.CPU = &c }
+	}
+	mount := func(m specs.Mount) func(*specs.Spec) {
+		return func(s *specs.Spec) { s.Mounts = []specs.Mount{m} }
+	}
+	device := func(d specs.LinuxDevice) func(*specs.Spec) {
+		return func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{d} }
+	}
+	for field, change := range map[string]func(*specs.Spec){
+		"windows":                              func(s *specs.Spec) { s.Windows = &specs.Windows{} },
+		"solaris":                              func(s *specs.Spec) { s.Solaris = &specs.Solaris{} },
+		"zos":                                  func(s *specs.Spec) { s.ZOS = &specs.ZOS{} },
+		"freebsd":                              func(s *specs.Spec) { s.FreeBSD = &specs.FreeBSD{} },
+		"vm":                                   func(s *specs.Spec) { s.VM = &specs.VM{} },
+		"hooks.prestart":                       hooks(specs.Hooks{Prestart: one}),
+		"hooks.createRuntime":                  hooks(specs.Hooks{CreateRuntime: one}),
+		"hooks.createContainer":                hooks(specs.Hooks{CreateContainer: one}),
+		"hooks.startContainer":                 hooks(specs.Hooks{StartContainer: one}),
+		"hooks.poststart":                      hooks(specs.Hooks{Poststart: one}),
+		"hooks.poststop":                       hooks(specs.Hooks{Poststop: one}),
+		"process.commandLine":                  func(s *specs.Spec) { s.Process.CommandLine = "x" },
+		"process.user.username":                func(s *specs.Spec) { s.Process.User.Username = "x" },
+		"process.scheduler":                    func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{} },
+		"process.ioPriority":                   func(s *specs.Spec) { s.Process.IOPriority = &specs.LinuxIOPriority{} },
+		"process.execCPUAffinity":              func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{} },
+		"linux.uidMappings":                    func(s *specs.Spec) { s.Linux.UIDMappings = make([]specs.LinuxIDMapping, 1) },
+		"linux.gidMappings":                    func(s *specs.Spec) { s.Linux.GIDMappings = make([]specs.LinuxIDMapping, 1) },
+		"linux.netDevices":                     func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} },
+		"linux.intelRdt":                       func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
+		"linux.memoryPolicy":                   func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} },
+		"linux.timeOffsets":                    func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {}} },
+		"linux.seccomp.listenerPath":           func(s *specs.Spec) { s.Linux.Seccomp.ListenerPath = "/x" },
+		"linux.namespaces[6] (user)":           namespace(specs.UserNamespace, ""),
+		"linux.namespaces[6] (time)":           namespace(specs.TimeNamespace, ""),
+		"linux.namespaces[6] (network).path":   namespace(specs.NetworkNamespace, "/run/netns/x"),
+		"linux.namespaces[6] (ipc).path":       namespace(specs.IPCNamespace, "/proc/1/ns/ipc"),
+		"linux.namespaces":                     func(s *specs.Spec) { s.Linux.Namespaces = nil },
+		"linux.devices[0] (/dev/sda)":          device(specs.LinuxDevice{Path: "/dev/sda", Type: "b", Major: 8}),
+		"linux.devices[0] (/dev/nvidia0)":      device(specs.LinuxDevice{Path: "/dev/nvidia0", Type: "c", Major: 195}),
+		"linux.resources.memory.kernel":        memory(specs.LinuxMemory{Kernel: ptr(int64(1))}),
+		"linux.resources.memory.kernelTCP":     memory(specs.LinuxMemory{KernelTCP: ptr(int64(1))}),
+		"linux.resources.memory.swappiness":    memory(specs.LinuxMemory{Swappiness: ptr(uint64(1))}),
+		"linux.resources.memory.disableOOM":    memory(specs.LinuxMemory{DisableOOMKiller: ptr(true)}),
+		"linux.resources.cpu.realtimeRuntime":  cpu(specs.LinuxCPU{RealtimeRuntime: ptr(int64(1))}),
+		"linux.resources.cpu.realtimePeriod":   cpu(specs.LinuxCPU{RealtimePeriod: ptr(uint64(1))}),
+		"linux.resources.cpu.cpus":             cpu(specs.LinuxCPU{Cpus: "0-3"}),
+		"linux.resources.cpu.mems":             cpu(specs.LinuxCPU{Mems: "0"}),
+		"linux.resources.blockIO":              func(s *specs.Spec) { s.Linux.Resources.BlockIO = &specs.LinuxBlockIO{} },
+		"linux.resources.network":              func(s *specs.Spec) { s.Linux.Resources.Network = &specs.LinuxNetwork{} },
+		"linux.resources.rdma":                 func(s *specs.Spec) { s.Linux.Resources.Rdma = map[string]specs.LinuxRdma{"mlx": {}} },
+		"mounts[0] (/m).type":                  mount(specs.Mount{Destination: "/m", Type: "nfs", Source: "x"}),
+		"mounts[0] (/m).uidMappings":           mount(specs.Mount{Destination: "/m", Type: "bind", Source: "/x", UIDMappings: make([]specs.LinuxIDMapping, 1)}),
+		"mounts[0] (m): the destination is no": mount(specs.Mount{Destination: "m", Type: "tmpfs"}),
+		"mounts[0] (/m): a bind mount without": mount(specs.Mount{Destination: "/m", Type: "bind"}),
+	} {
+		t.Run(field, func(t *testing.T) {
+			sp := base()
+			change(sp)
+			_, err := Transform(sp, "c1")
+			if err == nil || !strings.Contains(err.Error(), field) {
+				t.Fatalf("Transform: %v, want an error that names %q", err, field)
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than one line: %q", err)
+			}
+			if !errdefs.IsNotImplemented(err) && !errdefs.IsInvalidArgument(err) {
+				t.Errorf("class of %v", err)
+			}
+		})
+	}
+}
+
+func TestTransformNamesAllFieldsAtOnce(t *testing.T) {
+	sp := base()
+	sp.Linux.Resources.Rdma = map[string]specs.LinuxRdma{"mlx": {}}
+	sp.Hooks = &specs.Hooks{Prestart: make([]specs.Hook, 1)}
+	_, err := Transform(sp, "c1")
+	if err == nil || !strings.Contains(err.Error(), "rdma") || !strings.Contains(err.Error(), "prestart") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("Transform: %v, want both fields in one line", err)
+	}
+	for _, sp := range []*specs.Spec{nil, {}, {Root: &specs.Root{}, Linux: &specs.Linux{}}} {
+		if _, err := Transform(sp, "c1"); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("Transform of an incomplete spec: %v", err)
+		}
+	}
+}

@@ -1,0 +1,142 @@
+// Package storage puts directories and files of the host where the guest sees
+// them: below the one directory that is shared with the VM by virtio-fs.
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/husk-containers/husk/virtcontainers/spec"
+)
+
+// A Share is one container's part of the shared directory.
+type Share struct {
+	dir     string
+	mounted []string
+}
+
+// New makes the container's directory, which must not exist.
+func New(dir string) (*Share, error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("share: %w", err)
+	}
+	s := &Share{dir: dir}
+	for _, d := range []string{"rootfs", "mnt"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return nil, errors.Join(fmt.Errorf("share: %w", err), s.Close())
+		}
+	}
+	return s, nil
+}
+
+// Rootfs mounts the container's root file system: from mounts, or where there
+// are none from the directory that the spec names.
+func (s *Share) Rootfs(mounts []mount.Mount, dir string) error {
+	target := filepath.Join(s.dir, "rootfs")
+	if len(mounts) > 0 {
+		// Recorded first: of several mounts the first may have been made.
+		s.mounted = append(s.mounted, target)
+		if err := mount.All(mounts, target); err != nil {
+			return fmt.Errorf("mount the rootfs: %w", err)
+		}
+		return nil
+	}
+	st, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("rootfs: %s does not exist: the image was not unpacked, or root.path in the spec is wrong: %w", dir, errdefs.ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("rootfs: %w", err)
+	case !st.IsDir():
+		return fmt.Errorf("rootfs: %s is not a directory: %w", dir, errdefs.ErrInvalidArgument)
+	}
+	return s.bind(spec.Bind{Field: "rootfs", Source: dir, Recursive: true}, target)
+}
+
+// Bind shows a directory or regular file of the host as the container's mount n.
+// Mounts below a Recursive source are shown as they are now.
+func (s *Share) Bind(n int, b spec.Bind) error {
+	st, err := os.Stat(b.Source)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s: source %s does not exist on the host: %w", b.Field, b.Source, errdefs.ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("%s: source: %w", b.Field, err)
+	}
+	target := filepath.Join(s.dir, "mnt", strconv.Itoa(n))
+	switch mode := st.Mode(); {
+	case mode.IsDir():
+		err = os.Mkdir(target, 0o755)
+	case mode.IsRegular():
+		err = os.WriteFile(target, nil, 0o600)
+	default:
+		return fmt.Errorf("%s: source %s is a %s, which cannot be shared with a guest: %w", b.Field, b.Source, kind(mode), errdefs.ErrNotImplemented)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", b.Field, err)
+	}
+	return s.bind(b, target)
+}
+
+func kind(m fs.FileMode) string {
+	switch {
+	case m&fs.ModeSocket != 0:
+		return "unix socket"
+	case m&fs.ModeNamedPipe != 0:
+		return "fifo"
+	}
+	return "device"
+}
+
+// bind clones the source's mount, makes the clone read-only where asked, and
+// only then attaches it: the guest never sees it writable.
+func (s *Share) bind(b spec.Bind, target string) error {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	attrFlags := uint(unix.AT_EMPTY_PATH)
+	if b.Recursive {
+		flags |= unix.AT_RECURSIVE
+		attrFlags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, b.Source, flags)
+	if err != nil {
+		return fmt.Errorf("%s: clone the mount of %s: %w", b.Field, b.Source, err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // read-only use
+	if b.ReadOnly {
+		if err := unix.MountSetattr(fd, "", attrFlags, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+			return fmt.Errorf("%s: make the share of %s read-only: %w", b.Field, b.Source, err)
+		}
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("%s: share %s: %w", b.Field, b.Source, err)
+	}
+	s.mounted = append(s.mounted, target)
+	return nil
+}
+
+// Close unmounts what was shared, the last first, and removes the container's
+// directory; never what the mounts showed.
+func (s *Share) Close() error {
+	for i := len(s.mounted) - 1; i >= 0; i-- {
+		err := unix.Unmount(s.mounted[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("unshare %s: %w", s.mounted[i], err)
+		}
+	}
+	s.mounted = nil
+	if err := mount.UnmountRecursive(s.dir, unix.MNT_DETACH); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unshare %s: %w", s.dir, err)
+	}
+	if err := os.RemoveAll(s.dir); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	return nil
+}
