@@ -14,8 +14,9 @@ import (
 )
 
 const (
-	// bufferSize is what one read takes at most.
-	bufferSize = 64 << 10
+	// bufferSize is what one read takes at most: whole pages, and with the
+	// header of a multiplexer within two of virtio-serial's largest writes.
+	bufferSize = 60 << 10
 	// Patience is how long an exit waits for a host that reads nothing.
 	Patience = 5 * time.Second
 )
@@ -27,9 +28,9 @@ const (
 //	        connection is closed
 //	stdout  pipe or terminal -> connection; at EOF (no process has the other
 //	stderr  end open any more) the connection is half-closed, and closed once
-//	        the host has closed it; where the host is gone, a pipe is closed
-//	        and a terminal read on into nothing, so the process never blocks
-//	        for ever
+//	        the host has closed it; where the host closes it first, a pipe is
+//	        closed and a terminal read on into nothing, so that the process
+//	        never blocks for ever
 //
 // A write that blocks is the back-pressure, either way.
 type Copier struct {
@@ -138,6 +139,10 @@ func newOutput(file *os.File, conn net.Conn, terminal bool) *output {
 }
 
 func (o *output) copy() {
+	var watch sync.WaitGroup
+	if o.conn != nil {
+		watch.Go(o.watchHost)
+	}
 	o.copyBytes()
 	o.file.Close()
 	o.isEmpty()
@@ -146,10 +151,22 @@ func (o *output) copy() {
 	}
 	// The host closes the connection when it has read to the end: closing it
 	// here first could cut off what is still under way.
-	if half, ok := o.conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
-		io.Copy(io.Discard, o.conn) //nolint:errcheck // until closed, by either side
+	half, ok := o.conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		o.conn.Close()
 	}
+	watch.Wait()
 	o.conn.Close()
+}
+
+// watchHost waits until the host closes its end, and then lets nothing block on
+// it any more. It ends with the connection.
+func (o *output) watchHost() {
+	io.Copy(io.Discard, o.conn) //nolint:errcheck // until closed, by either side
+	o.conn.Close()
+	if !o.terminal {
+		o.file.Close()
+	}
 }
 
 func (o *output) copyBytes() {

@@ -14,6 +14,8 @@ const (
 	// the guest writes it, so it is limited, and escaped before anyone sees it.
 	consoleLines = 12
 	consoleLine  = 240
+	// panicMark is how Linux begins the line (kernel/panic.c).
+	panicMark = "Kernel panic - not syncing: "
 )
 
 // A console keeps the last lines that the guest wrote to its serial port.
@@ -21,7 +23,10 @@ type console struct {
 	mu    sync.Mutex
 	lines []string
 	line  []byte
-	done  chan struct{}
+	// panicked is the line in which the guest's kernel told of its end. The
+	// backtrace that follows is longer than what is kept.
+	panicked string
+	done     chan struct{}
 }
 
 // newConsole reads r until it ends.
@@ -51,6 +56,9 @@ func (c *console) Write(p []byte) (int, error) {
 
 func (c *console) flush() {
 	if text := printable(c.line); text != "" {
+		if i := strings.Index(text, panicMark); i >= 0 && c.panicked == "" {
+			c.panicked = text[i+len(panicMark):]
+		}
 		c.lines = append(c.lines, text)
 		if len(c.lines) > consoleLines {
 			c.lines = c.lines[1:]
@@ -70,16 +78,12 @@ func (c *console) tail() string {
 	return strings.Join(lines, " | ")
 }
 
-// panicLine returns the line in which the guest's kernel told of its end.
+// panicLine returns what the guest's kernel gave as the reason of its panic;
+// empty if it did not panic.
 func (c *console) panicLine() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, l := range c.lines {
-		if i := strings.Index(l, "Kernel panic"); i >= 0 && !strings.Contains(l, "end Kernel panic") {
-			return l[i:]
-		}
-	}
-	return ""
+	return c.panicked
 }
 
 // printable drops terminal control sequences and escapes every other character

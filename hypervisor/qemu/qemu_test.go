@@ -68,7 +68,7 @@ func TestGuestPanicIsTheReason(t *testing.T) {
 	}
 	defer v.Stop(ctx) //nolint:errcheck // nothing to stop
 	_, err = v.Accept(ctx)
-	if err == nil || !strings.Contains(err.Error(), "panicked") || !strings.Contains(err.Error(), "not syncing") || strings.Contains(err.Error(), "\n") {
+	if err == nil || !strings.Contains(err.Error(), "panicked") || !strings.Contains(err.Error(), "root") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("Accept: %v, want the panic in one line; console %q", err, v.(*vm).console.tail())
 	}
 	if got := v.Err(); got == nil || !errors.Is(err, got) {

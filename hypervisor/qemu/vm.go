@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -175,7 +174,7 @@ func (v *vm) childCause() error {
 	case <-time.After(deathGrace):
 	}
 	if p := v.console.panicLine(); p != "" {
-		return fmt.Errorf("the guest's kernel has panicked: %s%s", strings.TrimPrefix(p, "Kernel panic - "), v.lastWords())
+		return fmt.Errorf("the guest's kernel has panicked: %s%s", p, v.lastWords())
 	}
 	if v.child.Status() == "exit status 0" {
 		return nil

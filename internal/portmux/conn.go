@@ -42,8 +42,8 @@ func (c *Conn) Read(b []byte) (int, error) {
 	return n, c.explain(err)
 }
 
-// Write sends b. It returns when the carrier has taken all of it, which a
-// deadline interrupts only where it waits for the peer's reader.
+// Write queues b for the carrier. A deadline interrupts it where it waits for
+// the peer's reader, but not where the carrier itself is stalled.
 func (c *Conn) Write(b []byte) (int, error) {
 	if c.isClosed() {
 		return 0, net.ErrClosed
@@ -51,34 +51,19 @@ func (c *Conn) Write(b []byte) (int, error) {
 	if err := c.mux.Err(); err != nil {
 		return 0, err
 	}
-	n, err := c.stream.Write(b)
-	if err == nil {
-		err = c.mux.Err() // the carrier was gone: nothing was sent
-	}
-	return n, c.explain(err)
-}
-
-// ReadFrom lets io.Copy write chunks that with their header fill the carrier's
-// largest writes.
-func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
-	buf := make([]byte, chunk)
-	var total int64
-	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			n, err := c.Write(buf[:n])
-			total += int64(n)
-			if err != nil {
-				return total, err
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return total, nil
+	var total int
+	for len(b) > 0 {
+		n, err := c.stream.Write(b[:min(len(b), maxFrame)])
+		total += n
+		b = b[n:]
+		if err == nil {
+			err = c.mux.Err() // yamux does not know when the carrier has gone
 		}
 		if err != nil {
-			return total, err
+			return total, c.explain(err)
 		}
 	}
+	return total, nil
 }
 
 // explain turns yamux's errors into those of package net. yamux says EOF at the

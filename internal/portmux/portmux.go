@@ -48,9 +48,8 @@ const (
 	headerTimeout = 30 * time.Second
 
 	portLen = 4
-	// chunk and its header are two writes of Linux's virtio-serial driver, which
-	// splits at 32 KiB.
-	chunk = 64<<10 - headerLen
+	// maxFrame is the longest body sent, so that connections take turns.
+	maxFrame = 64 << 10
 )
 
 var (
@@ -125,10 +124,11 @@ func (m *Mux) Err() error {
 func (m *Mux) Heard() <-chan struct{} { return m.wire.heard }
 
 // Close ends the Mux, its connections and the byte stream, and waits for all
-// its goroutines. It is idempotent and returns nil.
+// its goroutines. What was written last may be lost: only an answer of the peer
+// proves that it has arrived. Close is idempotent and returns nil.
 func (m *Mux) Close() error {
 	m.fail(ErrClosed)
-	m.wire.Close()    //nolint:errcheck // it ends whatever conn says
+	m.wire.Close()    //nolint:errcheck // always nil
 	m.session.Close() //nolint:errcheck // always nil
 	m.wg.Wait()
 	return nil

@@ -17,17 +17,22 @@ const (
 	typeWindow = 1
 )
 
+// outLimit is how many bytes wait for the carrier at most, but for one frame.
+const outLimit = 128 << 10
+
 // A wire stands between yamux and the carrier. It lets in only what the other
-// end of this package sends; it sends a frame in one write; and when the carrier
-// ends it parks yamux instead of telling it, for yamux would mark every stream
-// as ended, and a connection cut short would read like one that was complete.
+// end of this package sends. It gathers what is written while the carrier is
+// busy: yamux writes each header and body apart, and a write costs a device much
+// more than the bytes in it. And when the carrier ends it parks yamux instead of
+// telling it, for yamux would mark every stream as ended, and a connection cut
+// short would read like one that was complete.
 type wire struct {
 	conn io.ReadWriteCloser
 	fail func(error) // told once or more often why the carrier is of no use
 
 	closed    chan struct{}
 	closeOnce sync.Once
-	closeErr  error
+	wg        sync.WaitGroup // the flusher
 
 	// Of the one goroutine that reads.
 	header [headerLen]byte
@@ -36,13 +41,17 @@ type wire struct {
 	heard  chan struct{}
 	spoken bool // heard is closed
 
-	// Of the one goroutine that writes.
-	out  []byte // a data frame's header, waiting for its body
-	lost bool   // a write has failed
+	mu      sync.Mutex
+	changed sync.Cond // out or lost has changed
+	out     []byte    // written, and not yet taken by the flusher
+	lost    bool      // nothing more can be written
 }
 
 func newWire(conn io.ReadWriteCloser, fail func(error)) *wire {
-	return &wire{conn: conn, fail: fail, closed: make(chan struct{}), heard: make(chan struct{})}
+	w := &wire{conn: conn, fail: fail, closed: make(chan struct{}), heard: make(chan struct{})}
+	w.changed.L = &w.mu
+	w.wg.Go(w.flush)
+	return w
 }
 
 // Read returns io.EOF only after Close.
@@ -98,37 +107,64 @@ func (w *wire) inspect(p []byte) error {
 	return nil
 }
 
-// Write never fails: a carrier that is gone swallows. yamux writes a data
-// frame's header and body apart; they leave together.
+// Write keeps p for the flusher. It never fails: a carrier that is gone swallows.
 func (w *wire) Write(p []byte) (int, error) {
-	if w.lost {
-		return len(p), nil
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(w.out) >= outLimit && !w.lost {
+		w.changed.Wait()
 	}
-	if len(w.out) == 0 && p[1] == typeData && binary.BigEndian.Uint32(p[8:]) > 0 {
+	if !w.lost {
 		w.out = append(w.out, p...)
-		return len(p), nil
-	}
-	b := p
-	if len(w.out) > 0 {
-		w.out = append(w.out, p...)
-		b, w.out = w.out, w.out[:0]
-	}
-	if _, err := w.conn.Write(b); err != nil {
-		w.lost = true
-		// A peer that has gone may have left something to read: Read ends the
-		// Mux after that.
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			w.fail(fmt.Errorf("write carrier: peer does not read: %w", err))
-		}
+		w.changed.Broadcast()
 	}
 	return len(p), nil
 }
 
-// Close closes the carrier and lets yamux go.
+// flush writes what is there to write, all of it at a time, until the carrier is
+// lost or closed.
+func (w *wire) flush() {
+	var batch []byte
+	for {
+		w.mu.Lock()
+		for len(w.out) == 0 && !w.lost {
+			w.changed.Wait()
+		}
+		if w.lost {
+			w.mu.Unlock()
+			return
+		}
+		batch, w.out = w.out, batch[:0]
+		w.changed.Broadcast()
+		w.mu.Unlock()
+
+		if _, err := w.conn.Write(batch); err != nil {
+			w.lose()
+			// A peer that has gone may have left something to read: Read ends
+			// the Mux after that.
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				w.fail(fmt.Errorf("write carrier: peer does not read: %w", err))
+			}
+		}
+	}
+}
+
+// lose gives up writing.
+func (w *wire) lose() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lost = true
+	w.changed.Broadcast()
+}
+
+// Close closes the carrier and lets yamux go. What the flusher has not written
+// is lost.
 func (w *wire) Close() error {
 	w.closeOnce.Do(func() {
 		close(w.closed)
-		w.closeErr = w.conn.Close()
+		w.lose()
+		w.conn.Close() //nolint:errcheck // it ends whatever that says
 	})
-	return w.closeErr
+	w.wg.Wait()
+	return nil
 }

@@ -14,7 +14,7 @@ type Generation struct {
 	// Containerd and Ctr are paths of the programs; the shims beside them are
 	// found before the system's.
 	Containerd, Ctr string
-	config         string
+	config          string
 }
 
 // Lookup finds a generation by name: "1.6" is the machine's own package, "2.4"

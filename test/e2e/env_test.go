@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,17 +28,18 @@ type env struct {
 	*testing.T
 	d    *daemon.Daemon
 	root string // of the repository
+	// settings is the configuration file of Husk that the shims read.
+	settings string
 }
 
 func newEnv(t *testing.T, root string, g daemon.Generation) *env {
 	t.Helper()
-	e := &env{T: t, root: root}
-	settings := filepath.Join(t.TempDir(), "configuration.toml")
+	e := &env{T: t, root: root, settings: filepath.Join(t.TempDir(), "configuration.toml")}
 	d, err := daemon.Start(t.Context(), daemon.Config{
 		Generation: g,
 		Scratch:    *scratchFlag,
 		Path:       []string{filepath.Join(root, "build", "bin")},
-		Env:        []string{"HUSK_CONFIG=" + settings},
+		Env:        []string{"HUSK_CONFIG=" + e.settings},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func newEnv(t *testing.T, root string, g daemon.Generation) *env {
 			t.Errorf("leftover %s", l)
 		}
 	})
-	e.writeFile(settings, e.config(nil))
+	e.configure(nil)
 	return e
 }
 
@@ -181,7 +181,7 @@ type command struct {
 	e      *env
 	cmd    *exec.Cmd
 	stdout output
-	stderr bytes.Buffer
+	stderr output
 	cancel context.CancelFunc
 }
 
@@ -221,7 +221,7 @@ func (e *env) feed(data []byte, args ...string) result {
 func (e *env) prepare(args ...string) *command {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.Context()), commandTimeout)
 	c := &command{e: e, cmd: e.d.Ctr(ctx, args...), cancel: cancel}
-	c.stdout.changed = make(chan struct{})
+	c.stdout.changed, c.stderr.changed = make(chan struct{}), make(chan struct{})
 	return c
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -167,14 +168,7 @@ func TestCreateStartDeleteOneByOne(t *testing.T) {
 
 func TestEventsComeInOrder(t *testing.T) {
 	each(t, func(e *env) {
-		events := e.start("events")
-		// `ctr events` does not tell when it listens: give it something to tell.
-		for i := range 100 {
-			e.must("image", "label", images.Busybox, fmt.Sprintf("try=%d", i))
-			if events.stdout.await("/images/update", commandTimeout/100) == nil {
-				break
-			}
-		}
+		events := e.listen()
 		id := e.d.ID("events")
 		c := e.startSh("events", "echo ready; sleep 1000 & trap 'exit 3' TERM; wait")
 		c.expect("ready")
@@ -182,8 +176,7 @@ func TestEventsComeInOrder(t *testing.T) {
 		e.must("task", "kill", "--signal", "SIGTERM", id)
 		c.wait()
 		events.expect("/tasks/delete")
-		events.cmd.Process.Kill()
-		events.cmd.Wait()
+		events.end()
 		var got []string
 		for _, line := range lines(events.stdout.String()) {
 			if topic := taskTopic.FindString(line); topic != "" && strings.Contains(line, id) {
@@ -197,6 +190,27 @@ func TestEventsComeInOrder(t *testing.T) {
 			e.Errorf("events %q, want %q", got, want)
 		}
 	})
+}
+
+// listen starts `ctr events` and returns when it listens. It does not tell: it
+// is given something to tell.
+func (e *env) listen() *command {
+	e.Helper()
+	c := e.start("events")
+	for i := range 100 {
+		e.must("image", "label", images.Busybox, fmt.Sprintf("try=%d", i))
+		if c.stdout.await("/images/update", time.Second) == nil {
+			return c
+		}
+	}
+	e.Fatal("ctr events tells nothing")
+	return nil
+}
+
+// end ends a command that does not end by itself.
+func (c *command) end() {
+	c.cancel()
+	c.cmd.Wait() // its exit code is that of the signal
 }
 
 // taskTopic is the topic in a line of `ctr events`.

@@ -37,14 +37,26 @@ func TestFlags(t *testing.T) {
 		{"Capability", "grep CapEff /proc/self/status", []string{"--cap-drop", "CAP_CHOWN"}, "CapEff:\t00000000a80425fa\n"},
 		{"MaskedPaths", "wc -c < /proc/keys; ls /sys/firmware", nil, "0\n"},
 		{"ReadOnlyPaths", "echo 1 > /proc/sys/kernel/printk", nil, ""},
-		{"Tmpfs", "df -m /mnt/t | tail -n 1 | awk '{print $2}'; dd if=/dev/zero of=/mnt/t/f bs=1M count=3 2>&1 | grep -o 'No space.*'",
-			[]string{"--mount", "type=tmpfs,src=tmpfs,dst=/mnt/t,options=size=2m:nosuid"}, "2\nNo space left on device\n"},
-		{"MemoryLimit", cgroupFile + "control memory.max memory/memory.limit_in_bytes",
-			[]string{"--memory-limit", "67108864", "--mount", cgroupMount}, "67108864\n"},
-		{"CPULimit", cgroupFile + "set -- $(control cpu.max cpu/cpu.cfs_quota_us); echo $1",
-			[]string{"--cpus", "0.5", "--mount", cgroupMount}, "50000\n"},
-		{"OutOfMemory", "dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null; echo $?",
-			[]string{"--memory-limit", "67108864"}, "137\n"},
+		{
+			"Tmpfs", "df -m /mnt/t | tail -n 1 | awk '{print $2}'; dd if=/dev/zero of=/mnt/t/f bs=1M count=3 2>&1 | grep -o 'No space.*'",
+			[]string{"--mount", "type=tmpfs,src=tmpfs,dst=/mnt/t,options=size=2m:nosuid"},
+			"2\nNo space left on device\n",
+		},
+		{
+			"MemoryLimit", cgroupFile + "control memory.max memory/memory.limit_in_bytes",
+			[]string{"--memory-limit", "67108864", "--mount", cgroupMount},
+			"67108864\n",
+		},
+		{
+			"CPULimit", cgroupFile + "set -- $(control cpu.max cpu/cpu.cfs_quota_us); echo $1",
+			[]string{"--cpus", "0.5", "--mount", cgroupMount},
+			"50000\n",
+		},
+		{
+			"OutOfMemory", "dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null; echo $?",
+			[]string{"--memory-limit", "67108864"},
+			"137\n",
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			each(t, func(e *env) {

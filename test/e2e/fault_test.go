@@ -1,0 +1,211 @@
+package e2e
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/husk-containers/husk/guest/initrd"
+	"github.com/husk-containers/husk/test/images"
+)
+
+// oneClearError wants a failure that ctr tells in one line which holds all of
+// want. That nothing is left behind is checked when the test ends.
+func (e *env) oneClearError(r result, want ...string) {
+	e.Helper()
+	if r.code == 0 || r.stdout != "" {
+		e.Fatalf("%v, want a failure", r)
+	}
+	if len(lines(r.stderr)) != 1 {
+		e.Errorf("error of %d lines:\n%s", len(lines(r.stderr)), r.stderr)
+	}
+	for _, text := range want {
+		if !strings.Contains(r.stderr, text) {
+			e.Errorf("error lacks %q: %s", text, r.stderr)
+		}
+	}
+}
+
+// configure rewrites the file that HUSK_CONFIG names.
+func (e *env) configure(over settings) {
+	e.Helper()
+	e.writeFile(e.settings, e.config(over))
+}
+
+// truncated is a copy of the first half of a file.
+func (e *env) truncated(path string) string {
+	e.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		e.Fatal(err)
+	}
+	half := filepath.Join(e.TempDir(), filepath.Base(path))
+	e.writeFile(half, data[:len(data)/2])
+	return half
+}
+
+// silentGuest is an image whose init says a word on the console and sleeps.
+func (e *env) silentGuest() string {
+	e.Helper()
+	busybox, err := os.ReadFile(images.BusyboxPath)
+	if err != nil {
+		e.Fatal(err)
+	}
+	var image bytes.Buffer
+	err = initrd.Write(&image,
+		initrd.Dir("/bin", 0o755), initrd.Dir("/dev", 0o755), initrd.CharDevice("/dev/console", 0o600, 5, 1),
+		initrd.File("/bin/busybox", 0o755, busybox), initrd.Symlink("/bin/sh", "busybox"),
+		initrd.File("/init", 0o755, []byte("#!/bin/sh\necho this init says no more\nwhile :; do /bin/busybox sleep 1000; done\n")))
+	if err != nil {
+		e.Fatal(err)
+	}
+	path := filepath.Join(e.TempDir(), "initrd.img")
+	e.writeFile(path, image.Bytes())
+	return path
+}
+
+func TestSettingThatCannotWork(t *testing.T) {
+	guestFile := func(e *env, name string) string { return filepath.Join(e.root, "build", "guest", name) }
+	for _, test := range []struct {
+		name string
+		over func(*env) settings
+		want []string
+	}{
+		{"QEMUMissing", func(*env) settings {
+			return settings{"hypervisor": {"path": "/nonexistent/qemu"}}
+		}, []string{"/nonexistent/qemu", "hypervisor.path"}},
+		{"VirtiofsdMissing", func(*env) settings {
+			return settings{"hypervisor": {"virtiofsd": "/nonexistent/virtiofsd"}}
+		}, []string{"/nonexistent/virtiofsd", "hypervisor.virtiofsd"}},
+		{"KernelMissing", func(*env) settings {
+			return settings{"guest": {"kernel": "/nonexistent/vmlinuz"}}
+		}, []string{"/nonexistent/vmlinuz", "guest.kernel"}},
+		{"KernelTruncated", func(e *env) settings {
+			return settings{"guest": {"kernel": e.truncated(guestFile(e, "vmlinuz"))}}
+		}, []string{"vmlinuz", "truncated", "guest.kernel"}},
+		{"ImageMissing", func(*env) settings {
+			return settings{"guest": {"initrd": "/nonexistent/initrd.img"}}
+		}, []string{"/nonexistent/initrd.img", "guest.initrd"}},
+		{"ImageTruncated", func(e *env) settings {
+			return settings{"guest": {"initrd": e.truncated(guestFile(e, "initrd.img"))}}
+		}, []string{"initrd.img", "truncated", "guest.initrd"}},
+		{"UnknownKey", func(*env) settings {
+			return settings{"hypervisor": {"pth": "/usr/bin/qemu"}}
+		}, []string{"configuration.toml:", "pth"}},
+		{"BadValue", func(*env) settings {
+			return settings{"hypervisor": {"default_vcpus": -1}}
+		}, []string{"configuration.toml:", "hypervisor.default_vcpus = -1", "a whole number"}},
+		{"NoWayToTheGuest", func(*env) settings {
+			return settings{"hypervisor": {"channels": []string{}}}
+		}, []string{"configuration.toml:", "hypervisor.channels", "no way to the guest"}},
+		{"KernelPanic", func(*env) settings {
+			return settings{"guest": {"kernel_params": "rdinit=/nonexistent"}}
+		}, []string{"kernel has panicked", "VFS: Unable to mount root fs"}},
+		{"AgentNeverAnswers", func(e *env) settings {
+			return settings{"guest": {"initrd": e.silentGuest()}, "runtime": {"boot_timeout": "20s"}}
+		}, []string{"boot_timeout", "20s", "this init says no more"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			eachHusk(t, func(e *env) {
+				e.configure(test.over(e))
+				e.oneClearError(e.sh("echo never"), test.want...)
+			})
+		})
+	}
+}
+
+func TestConfigPathOption(t *testing.T) {
+	eachHusk(t, func(e *env) {
+		path := filepath.Join(e.TempDir(), "other.toml")
+		e.writeFile(path, e.config(settings{"hypervisor": {"machine": "pc"}}))
+		e.oneClearError(e.sh("echo never", "--runtime-config-path", path), "other.toml:", "hypervisor.machine", "q35")
+	})
+}
+
+func TestKVMDemandedButUnusable(t *testing.T) {
+	cpu, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(cpu), " vmx ") || strings.Contains(string(cpu), " svm ") {
+		t.Skip("the CPU here can run KVM")
+	}
+	eachHusk(t, func(e *env) {
+		e.configure(settings{"hypervisor": {"accelerator": "kvm"}})
+		e.oneClearError(e.sh("echo never"), "hypervisor.accelerator", "KVM is not usable")
+	})
+}
+
+func TestNoWayToTheGuestOnThisHost(t *testing.T) {
+	if _, err := os.Stat("/dev/vhost-vsock"); err == nil {
+		t.Skip("there is a /dev/vhost-vsock here")
+	}
+	eachHusk(t, func(e *env) {
+		e.configure(settings{"hypervisor": {"channels": []string{"vhost-vsock"}}})
+		e.oneClearError(e.sh("echo never"), "no way to the guest", "/dev/vhost-vsock", "hypervisor.channels")
+	})
+}
+
+func TestContainerThatCannotStart(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		edit func(*specs.Spec)
+		want []string
+	}{
+		{
+			"CommandNotFound", func(s *specs.Spec) { s.Process.Args = []string{"nonexistent-command"} },
+			[]string{"nonexistent-command", "not found"},
+		},
+		{
+			"CommandNotExecutable", func(s *specs.Spec) { s.Process.Args = []string{"/etc/not-executable"} },
+			[]string{"/etc/not-executable", "ermission denied"},
+		},
+		{
+			"CwdIsNoDirectory", func(s *specs.Spec) { s.Process.Cwd = "/etc/passwd" },
+			[]string{"/etc/passwd", "ot a directory"},
+		},
+		{
+			"RootfsMissing", func(s *specs.Spec) { s.Root.Path = "/nonexistent/rootfs" },
+			[]string{"/nonexistent/rootfs"},
+		},
+		{"BindSourceMissing", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Type: "bind", Source: "/nonexistent/source", Destination: "/mnt", Options: []string{"rbind"}})
+		}, []string{"/nonexistent/source"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			each(t, func(e *env) {
+				e.oneClearError(e.runSpec("echo never", test.edit), test.want...)
+			})
+		})
+	}
+}
+
+func TestFieldThatTheGuestCannotHonour(t *testing.T) {
+	eachHusk(t, func(e *env) {
+		r := e.runSpec("echo never", func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "gold"} })
+		e.oneClearError(r, "linux.intelRdt")
+	})
+}
+
+func TestUnknownUser(t *testing.T) {
+	each(t, func(e *env) {
+		id := e.detached("user", "sleep 1000")
+		r := e.ctr("task", "exec", "--fifo-dir", e.d.FIFODir(), "--exec-id", "user", "--user", "nosuchuser", id, "id")
+		e.oneClearError(r, "no users found")
+	})
+}
+
+func TestExecThatCannotStart(t *testing.T) {
+	each(t, func(e *env) {
+		id := e.detached("exec", "sleep 1000")
+		e.oneClearError(e.exec(id, "missing", "nonexistent-command"), "nonexistent-command", "not found")
+		e.oneClearError(e.exec(id, "mode", "/etc/not-executable"), "/etc/not-executable", "ermission denied")
+		if r := e.exec(id, "after", "echo", "alive"); r.stdout != "alive\n" {
+			e.Errorf("container after execs that failed: %v", r)
+		}
+	})
+}
