@@ -51,11 +51,11 @@ func (s *Sandbox) boot(ctx context.Context) {
 	}
 	guestStart := ph.ready.Add(-time.Duration(ph.hello.AgentReadyUs) * time.Microsecond)
 	s.log.Info("sandbox started",
-		"vmm", max(0, guestStart.Sub(ph.began)).Round(time.Millisecond),
-		"kernel", (time.Duration(ph.hello.AgentStartUs) * time.Microsecond).Round(time.Millisecond),
-		"agent", (time.Duration(ph.hello.AgentReadyUs-ph.hello.AgentStartUs) * time.Microsecond).Round(time.Millisecond),
-		"configure", ph.configured.Sub(ph.ready).Round(time.Millisecond),
-		"took", ph.configured.Sub(ph.began).Round(time.Millisecond),
+		"vmm", ms(max(0, guestStart.Sub(ph.began))),
+		"kernel", ms(time.Duration(ph.hello.AgentStartUs)*time.Microsecond),
+		"agent", ms(time.Duration(ph.hello.AgentReadyUs-ph.hello.AgentStartUs)*time.Microsecond),
+		"configure", ms(ph.configured.Sub(ph.ready)),
+		"took", ms(ph.configured.Sub(ph.began)),
 		"guest_kernel", ph.hello.KernelRelease, "guest_agent", ph.hello.Version)
 }
 
@@ -140,6 +140,7 @@ func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
 	rand.Read(entropy) //nolint:errcheck // never fails since Go 1.24
 	req := &agentv1.ConfigureRequest{
 		SandboxId: s.id,
+		Hostname:  s.hostname,
 		ClockNs:   time.Now().UnixNano(),
 		Entropy:   entropy,
 		Storages: []*agentv1.Storage{{

@@ -63,11 +63,7 @@ var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 // needs of the host is prepared while the guest may still be booting. On error
 // nothing of the container is left.
 func (s *Sandbox) CreateContainer(ctx context.Context, cfg ContainerConfig) (_ *Container, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("create container %q: %w", cfg.ID, err)
-		}
-	}()
+	defer func() { err = during(err, "create container %q", cfg.ID) }()
 	if !validID.MatchString(cfg.ID) {
 		cfg.Stdio.close()
 		return nil, fmt.Errorf("the id has other characters than letters, digits, '_', '.', '-', or is longer than 128: %w", errdefs.ErrInvalidArgument)
@@ -145,7 +141,8 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 		return err
 	}
 	s.watch(c.init)
-	s.log.Info("container created", "container", c.id, "host", prepared.Sub(began), "wait", booted.Sub(prepared), "guest", time.Since(booted))
+	s.log.Info("container created", "container", c.id,
+		"host", ms(prepared.Sub(began)), "wait", ms(booted.Sub(prepared)), "guest", ms(time.Since(booted)))
 	return nil
 }
 
@@ -279,7 +276,7 @@ func (c *Container) Processes(ctx context.Context) ([]ProcessInfo, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list processes of container %q: %w", c.id, err)
+		return nil, during(err, "list processes of container %q", c.id)
 	}
 	var ps []ProcessInfo
 	for _, p := range resp.Processes {
@@ -317,3 +314,6 @@ func (c *Container) Delete(ctx context.Context) (Exit, error) {
 	}
 	return exit, nil
 }
+
+// ms rounds a time for a log line.
+func ms(d time.Duration) time.Duration { return d.Round(time.Millisecond) }

@@ -91,13 +91,17 @@ func (p *Process) Start(ctx context.Context) error {
 	p.starting = true
 	p.mu.Unlock()
 
+	began := time.Now()
 	err := p.start(ctx)
+	if err == nil && p.id == "" {
+		p.container.sandbox.log.Info("container started", "container", p.container.id, "took", ms(time.Since(began)))
+	}
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.starting = false
 	if err != nil {
-		return fmt.Errorf("start %s: %w", p.name(), err)
+		return during(err, "start %s", p.name())
 	}
 	if p.state == Created { // it may have exited already
 		p.state, _ = move(processMoves, p.name(), p.state, Running)
@@ -226,7 +230,7 @@ func (p *Process) Kill(ctx context.Context, signal uint32, all bool) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("kill %s: %w", p.name(), err)
+		return during(err, "kill %s", p.name())
 	}
 	return nil
 }
@@ -251,7 +255,7 @@ func (p *Process) Resize(ctx context.Context, columns, rows uint32) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("resize %s: %w", p.name(), err)
+		return during(err, "resize %s", p.name())
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ type record struct {
 	mu   sync.Mutex
 	path string
 
-	Dir       string           `json:"dir"`
+	Dir       string            `json:"dir"`
 	Processes []recordedProcess `json:"processes"`
 }
 
@@ -118,4 +118,3 @@ func removeTree(dir string) error {
 	}
 	return os.RemoveAll(dir)
 }
-

@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
-	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/husk-containers/husk/config"
@@ -36,7 +34,8 @@ type Options struct {
 	Spec       *specs.Spec
 	Config     *config.Config
 	Hypervisor hypervisor.Hypervisor
-	// Log receives what an operator must know; nil: slog.Default().
+	// Log receives what an operator must know; it names the sandbox. nil means
+	// slog.Default().
 	Log *slog.Logger
 }
 
@@ -50,8 +49,9 @@ type Sandbox struct {
 	log    *slog.Logger
 	record *record
 	undo   undo.Stack
-	// sysctls of the guest as a whole, given once at boot.
-	sysctls map[string]string
+	// hostname and sysctls of the guest as a whole, given once at boot.
+	hostname string
+	sysctls  map[string]string
 
 	cancelBoot context.CancelCauseFunc
 	booted     chan struct{} // closed when the boot has ended, either way
@@ -91,8 +91,8 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	bootCtx, cancelBoot := context.WithCancelCause(context.WithoutCancel(ctx))
 	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Sandbox{
-		id: o.ID, dir: dir, config: o.Config, hv: o.Hypervisor, log: o.Log.With("sandbox", o.ID),
-		sysctls: plan.Sysctls, cancelBoot: cancelBoot, booted: make(chan struct{}), dead: make(chan struct{}),
+		id: o.ID, dir: dir, config: o.Config, hv: o.Hypervisor, log: o.Log,
+		hostname: hostname(o.Spec), sysctls: plan.Sysctls, cancelBoot: cancelBoot, booted: make(chan struct{}), dead: make(chan struct{}),
 		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), lostAgent: make(chan struct{}),
 		state: SandboxBooting, containers: map[string]*Container{},
 	}
@@ -101,6 +101,18 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	}
 	s.work.Go(func() { s.boot(bootCtx) })
 	return s, nil
+}
+
+// hostname is what the spec says, or the host's, as in a container without a VM.
+func hostname(sp *specs.Spec) string {
+	if sp.Hostname != "" {
+		return sp.Hostname
+	}
+	name, err := os.Hostname()
+	if err != nil || len(name) > 64 { // the guest's kernel takes 64 bytes
+		return ""
+	}
+	return name
 }
 
 // prepare writes the record, which comes before any resource, and makes the
@@ -236,45 +248,6 @@ func (s *Sandbox) notRunning() error {
 	return fmt.Errorf("%w: the sandbox is %s", errNoGuest, s.state)
 }
 
-// errNoGuest marks errors that come of the guest being gone.
-var errNoGuest = fmt.Errorf("the guest is not running: %w", errdefs.ErrUnavailable)
-
-// lost tells whether err, from a call to the agent, means that the guest is gone
-// rather than that the agent refused.
-func (s *Sandbox) lost(err error) bool {
-	return errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, errNoGuest) || errors.Is(err, context.Canceled) && s.watchCtx.Err() != nil
-}
-
-// call makes one call to the agent with the configured deadline and turns its
-// status into an errdefs class.
-func (s *Sandbox) call(ctx context.Context, f func(context.Context, agentv1.AgentClient) error) error {
-	a, err := s.agentClient()
-	if err != nil {
-		return err
-	}
-	timeout := s.config.Runtime.RequestTimeout.Duration
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the guest's agent did not answer within %s: %w", timeout, context.DeadlineExceeded))
-	defer cancel()
-	err = f(ctx, a)
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case errors.Is(err, ttrpc.ErrClosed):
-		// The VM ended under the call: say why, once that is known.
-		select {
-		case <-s.dead:
-		case <-ctx.Done():
-		}
-		if _, nerr := s.agentClient(); nerr != nil {
-			return nerr
-		}
-		return err
-	}
-	return errgrpc.ToNative(err)
-}
-
 // watch begins to wait for the exit of a process that the guest knows.
 func (s *Sandbox) watch(p *Process) {
 	s.work.Go(func() { p.awaitExit(s.watchCtx) })
@@ -313,7 +286,7 @@ func (s *Sandbox) fail(cause error) {
 	s.log.Error("sandbox failed", "err", cause)
 	if vm != nil {
 		ctx, cancel := context.WithCancel(context.Background())
-		cancel() // kill at once
+		cancel()     // kill at once
 		vm.Stop(ctx) //nolint:errcheck // it has ended or is killed; Done tells
 	}
 }
@@ -343,7 +316,7 @@ func (s *Sandbox) stop(ctx context.Context) error {
 	s.state = SandboxStopped // allowed from every other state
 	s.mu.Unlock()
 	err := s.undo.Run(ctx)
-	s.log.Info("sandbox stopped", "took", time.Since(began))
+	s.log.Info("sandbox stopped", "took", ms(time.Since(began)))
 	return err
 }
 

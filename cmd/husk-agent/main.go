@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"time"
 
 	"github.com/husk-containers/husk/agent"
@@ -32,8 +31,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "husk-agent: it runs as PID 1 of a guest only: start it by a VM's initrd")
 		os.Exit(2)
 	}
-	// A guest is small: collect early rather than grow.
-	debug.SetGCPercent(50)
 	if err := run(started); err != nil {
 		fmt.Fprintln(os.Stderr, "husk-agent: fatal:", err)
 	}

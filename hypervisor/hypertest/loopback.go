@@ -246,7 +246,9 @@ func (l *listener) Close() error {
 }
 
 // Addr implements net.Listener.
-func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: fmt.Sprintf("loopback:%d", l.port), Net: "unix"} }
+func (l *listener) Addr() net.Addr {
+	return &net.UnixAddr{Name: fmt.Sprintf("loopback:%d", l.port), Net: "unix"}
+}
 
 // pair returns two connected sockets that half-close.
 func pair() (net.Conn, net.Conn, error) {

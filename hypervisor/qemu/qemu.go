@@ -202,12 +202,8 @@ func (q *QEMU) start(ctx context.Context, v *vm, m machine, kind string) error {
 const deathGrace = 250 * time.Millisecond
 
 func (q *QEMU) startVirtiofsd(ctx context.Context, cfg hypervisor.Config, share hypervisor.Share) (*virtiofs.Daemon, error) {
-	path, err := hostcheck.FindVirtiofsd(q.Virtiofsd)
-	if err != nil {
-		return nil, err
-	}
 	return virtiofs.Start(ctx, virtiofs.Options{
-		Path: path, Dir: share.Dir, Cache: virtiofs.Cache(q.VirtiofsdCache),
+		Path: q.Virtiofsd, Dir: share.Dir, Cache: virtiofs.Cache(q.VirtiofsdCache),
 		Started: func(name string, pid int) error { return started(cfg, name, pid) },
 	})
 }

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	remedy = "apt-get install virtiofsd, or on Debian 12 qemu-system-common"
+	remedy = "install virtiofsd (on Debian 12: apt-get install qemu-system-common), or set hypervisor.virtiofsd"
 	// maxFiles is the most descriptors a daemon gets: it holds one for every
 	// inode that the guest has in its cache.
 	maxFiles = 1_000_000

@@ -50,10 +50,10 @@ func TestStartRefuses(t *testing.T) {
 		"a file":             {Options{Dir: file}, "not a directory", errdefs.IsInvalidArgument},
 		"cache mode":         {Options{Dir: dir, Cache: "some"}, `cache mode "some" is not auto, always or never`, errdefs.IsInvalidArgument},
 		"pool size":          {Options{Dir: dir, ThreadPoolSize: -1}, "thread pool size -1 is negative", errdefs.IsInvalidArgument},
-		"no virtiofsd":       {Options{Dir: dir, Path: dir + "/virtiofsd"}, "apt-get install virtiofsd", errdefs.IsNotFound},
+		"no virtiofsd":       {Options{Dir: dir, Path: dir + "/virtiofsd"}, "install virtiofsd", errdefs.IsNotFound},
 		"not executable":     {Options{Dir: dir, Path: file}, "permission denied", nil},
 		"fails":              {Options{Dir: dir, Path: script(t, "exit 3")}, "--version: exit status 3", nil},
-		"too old":            {Options{Dir: dir, Path: script(t, "echo virtiofsd 1.2.0")}, "too old: 1.5 or later is needed: apt-get install", nil},
+		"too old":            {Options{Dir: dir, Path: script(t, "echo virtiofsd 1.2.0")}, "too old: 1.5 or later is needed: install virtiofsd", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, err := Start(t.Context(), tt.opts)

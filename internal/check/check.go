@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/husk-containers/husk/config"
+	"github.com/husk-containers/husk/hypervisor/channel"
+	"github.com/husk-containers/husk/hypervisor/virtiofs"
 	"github.com/husk-containers/husk/internal/hostcheck"
 )
 
@@ -66,7 +68,7 @@ func Run(ctx context.Context, path string, explicit bool) []Result {
 	return append(results,
 		qemu(ctx, h.Path),
 		kvm(h.Accelerator, hostcheck.KVMUsable),
-		channel(h.Channels, hostcheck.VhostVsockUsable),
+		guestChannel(h.Channels, channel.VsockUsable),
 		virtiofsd(ctx, h.Virtiofsd),
 		file("kernel", cfg.Guest.Kernel, hostcheck.CheckKernel),
 		file("image", cfg.Guest.Initrd, hostcheck.CheckInitrd),
@@ -115,8 +117,8 @@ func kvm(want config.Accelerator, usable func() error) Result {
 	return Result{Warn, name, "pods run under TCG, many times slower: " + err.Error()}
 }
 
-// channel tells the first of the allowed channels that works.
-func channel(allowed []config.Channel, vsockUsable func() error) Result {
+// guestChannel tells the first of the allowed channels that works.
+func guestChannel(allowed []config.Channel, vsockUsable func() error) Result {
 	const name = "channel"
 	var vsockErr error
 	for _, ch := range allowed {
@@ -134,17 +136,19 @@ func channel(allowed []config.Channel, vsockUsable func() error) Result {
 	return Result{Fail, name, fmt.Sprintf(`%v, or allow "virtio-serial" in hypervisor.channels`, vsockErr)}
 }
 
-func virtiofsd(ctx context.Context, configured string) Result {
+func virtiofsd(ctx context.Context, path string) Result {
 	const name = "virtiofsd"
-	path, err := hostcheck.FindVirtiofsd(configured)
+	if path == "" {
+		var err error
+		if path, err = virtiofs.Find(); err != nil {
+			return Result{Fail, name, err.Error()}
+		}
+	}
+	version, err := virtiofs.Probe(ctx, path)
 	if err != nil {
 		return Result{Fail, name, err.Error()}
 	}
-	dialect, version, err := hostcheck.VirtiofsdDialect(ctx, path)
-	if err != nil {
-		return Result{Fail, name, err.Error()}
-	}
-	return Result{OK, name, fmt.Sprintf("%s %s (%s)", path, version, dialect)}
+	return Result{OK, name, fmt.Sprintf("%s %s (%s)", path, version.Number, version.Dialect)}
 }
 
 func file(name, path string, check func(string) error) Result {

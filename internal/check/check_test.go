@@ -161,7 +161,7 @@ func TestChannel(t *testing.T) {
 		{[]config.Channel{serial}, unusable, OK, "virtio-serial"},
 		{[]config.Channel{serial, vsock}, usable, OK, "virtio-serial"},
 	} {
-		if got, want := channel(tt.allowed, tt.usable), (Result{tt.level, "channel", tt.text}); got != want {
+		if got, want := guestChannel(tt.allowed, tt.usable), (Result{tt.level, "channel", tt.text}); got != want {
 			t.Errorf("%v: got %v, want %v", tt.allowed, got, want)
 		}
 	}

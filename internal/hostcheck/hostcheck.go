@@ -13,11 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// VhostVsockUsable returns nil where the kernel offers vhost-vsock.
-func VhostVsockUsable() error {
-	return deviceOpens("/dev/vhost-vsock", "load the kernel module vhost_vsock")
-}
-
 // TunUsable returns nil where the kernel offers tap interfaces, which a VM with
 // a network needs.
 func TunUsable() error {

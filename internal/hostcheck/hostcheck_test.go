@@ -256,46 +256,6 @@ func TestQEMUVersion(t *testing.T) {
 	})
 }
 
-func TestVirtiofsd(t *testing.T) {
-	for _, tt := range []struct {
-		name, script string
-		dialect      Dialect
-		version      string
-		want         string
-	}{
-		{"C", "echo 'virtiofsd version 7.2.22 (Debian)'; echo 'using FUSE kernel interface version 7.36'", DialectC, "7.2.22", ""},
-		{"Rust", "echo 'virtiofsd 1.13.2'", DialectRust, "1.13.2", ""},
-		{"early Rust", "echo 'virtiofsd backend 1.0.0'", DialectRust, "1.0.0", ""},
-		{"another program", "echo hello", 0, "", "is no virtiofsd"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			path, err := FindVirtiofsd(program(t, tt.script))
-			if err != nil {
-				t.Fatal(err)
-			}
-			dialect, version, err := VirtiofsdDialect(t.Context(), path)
-			wantError(t, err, tt.want, path, "install virtiofsd")
-			if dialect != tt.dialect || version != tt.version {
-				t.Errorf("got %v %q, want %v %q", dialect, version, tt.dialect, tt.version)
-			}
-		})
-	}
-	t.Run("configured and missing", func(t *testing.T) {
-		_, err := FindVirtiofsd("/nonexistent/virtiofsd")
-		wantError(t, err, "no such file", "set hypervisor.virtiofsd")
-	})
-	t.Run("second place", func(t *testing.T) {
-		want := program(t, "true")
-		if got, err := findProgram("/nonexistent/virtiofsd", want); err != nil || got != want {
-			t.Errorf("got %q, %v, want %q", got, err, want)
-		}
-	})
-	t.Run("no place", func(t *testing.T) {
-		_, err := findProgram("/nonexistent/a", "/nonexistent/b")
-		wantError(t, err, "/nonexistent/a, /nonexistent/b", "install virtiofsd")
-	})
-}
-
 func TestLookupUser(t *testing.T) {
 	for _, tt := range []struct {
 		name, want string

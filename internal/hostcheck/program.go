@@ -13,11 +13,7 @@ import (
 // MinQEMU is the oldest QEMU that Husk runs on.
 const MinQEMU = "7.2"
 
-var (
-	qemuBanner          = regexp.MustCompile(`^QEMU emulator version (\d+)\.(\d+)(\.\d+)?`)
-	cVirtiofsdBanner    = regexp.MustCompile(`^virtiofsd version (\d+\.\d+(?:\.\d+)?)`)
-	rustVirtiofsdBanner = regexp.MustCompile(`^virtiofsd (?:backend )?v?(\d+\.\d+(?:\.\d+)?)`)
-)
+var qemuBanner = regexp.MustCompile(`^QEMU emulator version (\d+)\.(\d+)(\.\d+)?`)
 
 // QEMUVersion asks the QEMU at path for its version, such as "7.2.22". A QEMU
 // that is missing, does not run or is older than MinQEMU is an error.
@@ -38,66 +34,6 @@ func QEMUVersion(ctx context.Context, path string) (string, error) {
 		return "", fmt.Errorf("qemu %q: version %s is not supported; %s", path, version, remedy)
 	}
 	return version, nil
-}
-
-// A Dialect is how a virtiofsd wants its command line.
-type Dialect int
-
-// The dialects of virtiofsd.
-const (
-	DialectC    Dialect = iota + 1 // QEMU's own, up to 7.2
-	DialectRust                    // its successor
-)
-
-// String names the language that the virtiofsd is written in.
-func (d Dialect) String() string {
-	switch d {
-	case DialectC:
-		return "C"
-	case DialectRust:
-		return "Rust"
-	}
-	return "Dialect(" + strconv.Itoa(int(d)) + ")"
-}
-
-const virtiofsdRemedy = "install virtiofsd, or set hypervisor.virtiofsd"
-
-// FindVirtiofsd returns the path of virtiofsd: the configured one, or with ""
-// the first of the places where distributions put it, and then of PATH.
-func FindVirtiofsd(configured string) (string, error) {
-	if configured != "" {
-		path, err := exec.LookPath(configured)
-		if err != nil {
-			return "", fmt.Errorf("virtiofsd %q: %w; %s", configured, execCause(err), virtiofsdRemedy)
-		}
-		return path, nil
-	}
-	return findProgram("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "virtiofsd")
-}
-
-func findProgram(places ...string) (string, error) {
-	for _, p := range places {
-		if path, err := exec.LookPath(p); err == nil {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("virtiofsd: none of %s is a program; %s", strings.Join(places, ", "), virtiofsdRemedy)
-}
-
-// VirtiofsdDialect asks the virtiofsd at path which dialect it speaks and for
-// its version.
-func VirtiofsdDialect(ctx context.Context, path string) (Dialect, string, error) {
-	banner, err := askVersion(ctx, path)
-	if err != nil {
-		return 0, "", fmt.Errorf("virtiofsd %q: %w; %s", path, err, virtiofsdRemedy)
-	}
-	if m := cVirtiofsdBanner.FindStringSubmatch(banner); m != nil {
-		return DialectC, m[1], nil
-	}
-	if m := rustVirtiofsdBanner.FindStringSubmatch(banner); m != nil {
-		return DialectRust, m[1], nil
-	}
-	return 0, "", fmt.Errorf("virtiofsd %q: is no virtiofsd, its version reads %q; %s", path, banner, virtiofsdRemedy)
 }
 
 // askVersion returns the first line that the program answers to --version.

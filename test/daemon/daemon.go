@@ -99,7 +99,9 @@ func (d *Daemon) Resume(ctx context.Context) error {
 	defer os.Remove(notify)
 	defer ready.Close()
 	path := append(append([]string{}, d.cfg.Path...), filepath.Dir(d.cfg.Generation.Containerd), os.Getenv("PATH"))
-	env := append(os.Environ(), "PATH="+strings.Join(path, ":"), "NOTIFY_SOCKET="+notify)
+	// Of two values for a name, the first would count.
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PATH=") })
+	env = append(env, "PATH="+strings.Join(path, ":"), "NOTIFY_SOCKET="+notify)
 	d.pid, err = d.supervisor.start(launch{
 		Args: []string{d.cfg.Generation.Containerd, "--config", d.file("containerd.toml")},
 		Env:  append(env, d.cfg.Env...),

@@ -68,6 +68,7 @@ disabled_plugins = [
   "io.containerd.cri.v1.runtime",
   "io.containerd.internal.v1.opt",
   "io.containerd.nri.v1.nri",
+  "io.containerd.podsandbox.controller.v1.podsandbox",
   "io.containerd.snapshotter.v1.blockfile",
   "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper",

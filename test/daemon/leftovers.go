@@ -31,7 +31,7 @@ func (d *Daemon) Close(ctx context.Context) (leftovers []string, err error) {
 	err = errors.Join(err, processErr, d.Stop(ctx))
 	// Below these, nothing outlives the container it belongs to.
 	for _, pattern := range []string{
-		"root/io.containerd.runtime.v2.task/*/*", "state/io.containerd.runtime.v2.task/*/*", "husk/*", "fifo/*",
+		"root/io.containerd.runtime.v2.task/*/*", "state/io.containerd.runtime.v2.task/*/*", "husk/*",
 	} {
 		paths, globErr := filepath.Glob(d.file(pattern))
 		err = errors.Join(err, globErr)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -233,12 +234,15 @@ func (c *command) launch() {
 	}
 }
 
+// deprecation is what ctr 2 says of a host like this one before anything else.
+var deprecation = regexp.MustCompile(`(?m)^time=.* msg="DEPRECATION: .*\n`)
+
 // wait returns how the command ended.
 func (c *command) wait() result {
 	c.e.Helper()
 	defer c.cancel()
 	err := c.cmd.Wait()
-	r := result{c.stdout.String(), c.stderr.String(), c.cmd.ProcessState.ExitCode()}
+	r := result{c.stdout.String(), deprecation.ReplaceAllString(c.stderr.String(), ""), c.cmd.ProcessState.ExitCode()}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) || r.code < 0 {
 		c.e.Errorf("ctr %s: %v (limit %v): %v", strings.Join(c.cmd.Args[1:], " "), err, commandTimeout, r)
