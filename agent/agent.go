@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"syscall"
@@ -17,7 +18,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/agent/container"
@@ -29,8 +32,9 @@ const (
 	// shutdownTimeout bounds the wait for killed processes, and that for the
 	// disks, of a Shutdown.
 	shutdownTimeout = 5 * time.Second
-	// answerTimeout bounds the wait for Shutdown's answer to be sent.
-	answerTimeout = 2 * time.Second
+	// answerTimeout bounds the wait for a host that has been answered Shutdown
+	// to close the connection.
+	answerTimeout = time.Second
 )
 
 // ErrDisconnected is returned by Serve when the control connection was lost.
@@ -104,7 +108,7 @@ func New(opts Options) *Agent {
 }
 
 // Serve serves the control connection, which it closes, until the host has asked
-// for Shutdown (nil), the connection is lost (ErrDisconnected), or ctx ends (its
+// for Shutdown and then closed it, or not done so for a second (nil), the connection is lost (ErrDisconnected), or ctx ends (its
 // cause). When it returns every process of every container has been killed and
 // no goroutine is left; what the runtime has on disk is left. It is called once.
 func (a *Agent) Serve(ctx context.Context, control net.Conn) error {
@@ -134,15 +138,21 @@ func (a *Agent) Serve(ctx context.Context, control net.Conn) error {
 		run(func(ctx context.Context) error { return source.WatchOOM(ctx, a.checkOOM) })
 	}
 	ln := newOneConn(control)
-	background.Go(func() { srv.Serve(inner, ln) }) //nolint:errcheck // it ends with ln
+	quiet := logrus.New() // what ttrpc logs is that the connection has ended
+	quiet.SetOutput(io.Discard)
+	background.Go(func() {
+		srv.Serve(log.WithLogger(inner, logrus.NewEntry(quiet)), ln) //nolint:errcheck // it ends with ln
+	})
 
 	select {
 	case <-a.shutdown:
-		answer, done := context.WithTimeout(ctx, answerTimeout)
-		stop := context.AfterFunc(ln.ctx, done) // the host has its answer
-		srv.Shutdown(answer)                    //nolint:errcheck // the guest goes down either way
-		stop()
-		done()
+		// ttrpc does not tell when an answer is out. The host does, by closing
+		// the connection.
+		select {
+		case <-ln.ctx.Done():
+		case <-time.After(answerTimeout):
+		case <-ctx.Done():
+		}
 	case <-ln.ctx.Done():
 		select {
 		case <-a.shutdown: // the host was quicker

@@ -13,13 +13,16 @@ import (
 // eventBacklog is how many events wait for a host that does not read them.
 const eventBacklog = 128
 
-// events hands each event to all who watch. The zero value is ready.
+// events hands each event to all who watch, and keeps it for the first who will
+// while nobody does. The zero value is ready.
 type events struct {
 	mu       sync.Mutex
 	watchers map[chan *agentv1.Event]struct{}
+	kept     []*agentv1.Event // at most eventBacklog
 }
 
-// watch returns the events from now on; stop ends them.
+// watch returns the events from now on, and those that were kept; stop ends
+// them.
 func (e *events) watch() (ch <-chan *agentv1.Event, stop func()) {
 	c := make(chan *agentv1.Event, eventBacklog)
 	e.mu.Lock()
@@ -28,6 +31,10 @@ func (e *events) watch() (ch <-chan *agentv1.Event, stop func()) {
 		e.watchers = make(map[chan *agentv1.Event]struct{})
 	}
 	e.watchers[c] = struct{}{}
+	for _, event := range e.kept {
+		c <- event // there is room for all
+	}
+	e.kept = nil
 	return c, func() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -35,16 +42,25 @@ func (e *events) watch() (ch <-chan *agentv1.Event, stop func()) {
 	}
 }
 
-// publish does not block: a watcher that does not read loses events.
+// publish does not block: a host that does not read loses events.
 func (e *events) publish(event *agentv1.Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	lost := false
 	for c := range e.watchers {
 		select {
 		case c <- event:
 		default:
-			slog.Warn("event lost: the host does not read", "event", event)
+			lost = true
 		}
+	}
+	if len(e.watchers) == 0 {
+		if lost = len(e.kept) == eventBacklog; !lost {
+			e.kept = append(e.kept, event)
+		}
+	}
+	if lost {
+		slog.Warn("event lost: the host does not read", "event", event)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -52,11 +53,7 @@ func Up() (Params, error) {
 	if err := loopbackUp(); err != nil {
 		return params, err
 	}
-	limit := &syscall.Rlimit{Cur: maxFiles, Max: maxFiles}
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, limit); err != nil {
-		return params, fmt.Errorf("raise limit of open files: %w", err)
-	}
-	return params, nil
+	return params, setLimits()
 }
 
 // ignoreSignals keeps what would end an ordinary process from ending this one.
@@ -147,10 +144,12 @@ func setUpCgroups() error {
 		if err != nil {
 			return err
 		}
+		var all []string
 		for name := range strings.FieldsSeq(string(controllers)) {
-			if err := os.WriteFile(dir+"/cgroup.subtree_control", []byte("+"+name), 0); err != nil {
-				return fmt.Errorf("delegate cgroup controller %s: %w", name, err)
-			}
+			all = append(all, "+"+name)
+		}
+		if err := os.WriteFile(dir+"/cgroup.subtree_control", []byte(strings.Join(all, " ")), 0); err != nil {
+			return fmt.Errorf("delegate cgroup controllers %s: %w", all, err)
 		}
 	}
 	return nil
@@ -171,6 +170,22 @@ func loopbackUp() error {
 	req.SetUint16(unix.IFF_UP)
 	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
 		return fmt.Errorf("set loopback up: %w", err)
+	}
+	return nil
+}
+
+// setLimits sets the resource limits that containers get where they ask for
+// none. The kernel's own are those of a machine as small as the guest; what a
+// container may use is for its cgroup to say.
+func setLimits() error {
+	for resource, most := range map[int]uint64{
+		unix.RLIMIT_NOFILE:     maxFiles,
+		unix.RLIMIT_NPROC:      math.MaxUint64, // RLIM_INFINITY
+		unix.RLIMIT_SIGPENDING: math.MaxUint64,
+	} {
+		if err := syscall.Setrlimit(resource, &syscall.Rlimit{Cur: most, Max: most}); err != nil {
+			return fmt.Errorf("set resource limit %d: %w", resource, err)
+		}
 	}
 	return nil
 }

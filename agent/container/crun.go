@@ -95,6 +95,10 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, stdio St
 		}
 		return nil, err
 	}
+	if root, err := os.Stat(spec.Root.Path); err != nil || !root.IsDir() {
+		return nil, fmt.Errorf("root file system %q: no such directory in the guest: check the snapshot and the share it comes by: %w",
+			spec.Root.Path, errdefs.ErrNotFound)
+	}
 	config, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err

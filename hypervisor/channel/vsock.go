@@ -167,7 +167,11 @@ func (v *Vsock) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("dial guest port %d: guest has not connected: %w", port, context.Cause(ctx))
 	case <-v.done:
+	}
+	select {
+	case <-v.done:
 		return nil, fmt.Errorf("dial guest port %d: %w", port, v.err)
+	default:
 	}
 	conn, err := vsock.DialContext(ctx, v.cid, port, nil)
 	if err != nil {

@@ -272,7 +272,7 @@ func openChannel(kind string, files *inheritance) (channel.Carrier, channelDevic
 		if err != nil {
 			return nil, channelDevice{}, err
 		}
-		return c, channelDevice{fd: files.add(c.VhostFile()), cid: c.CID(), param: c.GuestParam()}, nil
+		return c, channelDevice{fd: files.take(c.VhostFile()), cid: c.CID(), param: c.GuestParam()}, nil
 	}
 	c, err := channel.OpenSerial()
 	if err != nil {

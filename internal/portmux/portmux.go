@@ -120,9 +120,6 @@ func (m *Mux) Err() error {
 	return m.err
 }
 
-// Heard is closed once the peer has sent its first frame.
-func (m *Mux) Heard() <-chan struct{} { return m.wire.heard }
-
 // Close ends the Mux, its connections and the byte stream, and waits for all
 // its goroutines. What was written last may be lost: only an answer of the peer
 // proves that it has arrived. Close is idempotent and returns nil.

@@ -1,6 +1,7 @@
 package portmux
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -147,11 +148,11 @@ func TestProtocolViolations(t *testing.T) {
 		{"ping", frame(0, 2, syn, 0, 1)},
 		{"go away", frame(0, 3, 0, 0, 0)},
 		{"unknown type", frame(0, 4, 0, 0, 0)},
-		{"frame above the window", frame(0, typeData, syn, 1, window+1)},
+		{"long frame", frame(0, typeData, syn, 1, maxFrame+1)},
 		{"grant above the window", frame(0, typeWindow, syn, 1, window+1)},
 		{"stream opened twice", append(open, open...)},
 		{"closed twice", append(open, append(frame(0, typeWindow, fin, 1, 0), frame(0, typeWindow, fin, 1, 0)...)...)},
-		{"more data than granted", append(open, frame(0, typeData, 0, 1, window, make([]byte, window)...)...)},
+		{"more data than granted", append(open, bytes.Repeat(frame(0, typeData, 0, 1, maxFrame, make([]byte, maxFrame)...), window/maxFrame)...)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			peer, conn := pipe(t)
@@ -188,6 +189,24 @@ func TestPendingIsBounded(t *testing.T) {
 	<-m.Done()
 	if n := m.session.NumStreams(); n > 2*maxPending+1 {
 		t.Errorf("%d connections held for a peer that was never accepted", n)
+	}
+}
+
+// A frame whose body is withheld holds no reader's deadline up.
+func TestBodyWithheld(t *testing.T) {
+	peer, conn := pipe(t)
+	defer peer.Close()
+	m := newMux(t, conn, false)
+	go io.Copy(io.Discard, peer)
+	peer.Write(append(frame(0, typeWindow, syn, 1, 0), frame(0, typeData, 0, 1, 4, 0, 0, 0, 9)...))
+	_, c, err := m.Accept(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer.Write(frame(0, typeData, 0, 1, 4, 'x'))
+	c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if n, err := c.Read(make([]byte, 4)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read %d, %v", n, err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package portmux
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -35,11 +36,8 @@ type wire struct {
 	wg        sync.WaitGroup // the flusher
 
 	// Of the one goroutine that reads.
-	header [headerLen]byte
-	have   int    // bytes of header
-	body   uint32 // bytes of the frame's body to come
-	heard  chan struct{}
-	spoken bool // heard is closed
+	in    *bufio.Reader
+	frame []byte // what yamux has not read yet of a frame; part of in's buffer
 
 	mu      sync.Mutex
 	changed sync.Cond // out or lost has changed
@@ -48,63 +46,71 @@ type wire struct {
 }
 
 func newWire(conn io.ReadWriteCloser, fail func(error)) *wire {
-	w := &wire{conn: conn, fail: fail, closed: make(chan struct{}), heard: make(chan struct{})}
+	w := &wire{
+		conn:   conn,
+		fail:   fail,
+		closed: make(chan struct{}),
+		in:     bufio.NewReaderSize(conn, 2*(headerLen+maxFrame)),
+	}
 	w.changed.L = &w.mu
 	w.wg.Go(w.flush)
 	return w
 }
 
-// Read returns io.EOF only after Close.
+// Read yields frames that are proper and complete: yamux holds a connection's
+// lock while it reads a body. It returns io.EOF only after Close.
 func (w *wire) Read(p []byte) (int, error) {
-	n, err := w.conn.Read(p)
-	if err == nil {
-		if err = w.inspect(p[:n]); err == nil {
-			return n, nil
+	if len(w.frame) == 0 {
+		var err error
+		if w.frame, err = w.next(); err != nil {
+			w.fail(err)
+			<-w.closed
+			return 0, io.EOF
 		}
-	} else if errors.Is(err, io.EOF) {
-		err = fmt.Errorf("carrier closed by the peer: %w", io.ErrUnexpectedEOF)
-	} else {
-		err = fmt.Errorf("read carrier: %w", err)
 	}
-	w.fail(err)
-	<-w.closed
-	return 0, io.EOF
+	n := copy(p, w.frame)
+	w.frame = w.frame[n:]
+	return n, nil
 }
 
-// inspect follows the frames in p and fails at the first improper one.
-func (w *wire) inspect(p []byte) error {
-	for len(p) > 0 {
-		if w.body > 0 {
-			n := min(int(w.body), len(p))
-			w.body -= uint32(n)
-			p = p[n:]
-			continue
-		}
-		n := copy(w.header[w.have:], p)
-		w.have += n
-		p = p[n:]
-		if w.have < headerLen {
-			break
-		}
-		w.have = 0
-		length := binary.BigEndian.Uint32(w.header[8:])
-		switch {
-		case w.header[0] != 0:
-			return fmt.Errorf("%w: frame version %d", ErrProtocol, w.header[0])
-		case w.header[1] == typeData && length <= window:
-			w.body = length
-		case w.header[1] == typeWindow && length <= window:
-		default:
-			// Pings are among these: neither end sends them, and yamux starts
-			// a goroutine for each.
-			return fmt.Errorf("%w: frame type %d, length %d", ErrProtocol, w.header[1], length)
-		}
-		if !w.spoken {
-			w.spoken = true
-			close(w.heard)
-		}
+// next returns the next frame, which is valid until the one after it is asked
+// for.
+func (w *wire) next() ([]byte, error) {
+	header, err := w.in.Peek(headerLen)
+	if err != nil {
+		return nil, carrierError(err)
 	}
-	return nil
+	size, err := frameSize(header)
+	if err != nil {
+		return nil, err
+	}
+	frame, err := w.in.Peek(size)
+	if err != nil {
+		return nil, carrierError(err)
+	}
+	w.in.Discard(size) //nolint:errcheck // it has just been seen
+	return frame, nil
+}
+
+// frameSize returns the length of a frame with its header, if the other end of
+// this package may have sent it. Pings are not among those: yamux starts a
+// goroutine for each.
+func frameSize(header []byte) (int, error) {
+	version, kind, length := header[0], header[1], binary.BigEndian.Uint32(header[8:])
+	switch {
+	case version == 0 && kind == typeData && length <= maxFrame:
+		return headerLen + int(length), nil
+	case version == 0 && kind == typeWindow && length <= window:
+		return headerLen, nil
+	}
+	return 0, fmt.Errorf("%w: frame of version %d, type %d, length %d", ErrProtocol, version, kind, length)
+}
+
+func carrierError(err error) error {
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("carrier closed by the peer: %w", io.ErrUnexpectedEOF)
+	}
+	return fmt.Errorf("read carrier: %w", err)
 }
 
 // Write keeps p for the flusher. It never fails: a carrier that is gone swallows.

@@ -33,10 +33,8 @@ type Config struct {
 	// unix socket's path has at most 107 bytes, and its file system carries an
 	// overlay's upper layer. Empty: /tmp.
 	Scratch string
-	// Path lists directories searched for shims before the rest of PATH.
-	Path []string
-	// Env is added to containerd's environment, and so to its shims'.
-	Env []string
+	// Root is the repository's, whose build/bin is searched first for shims.
+	Root string
 }
 
 // A Daemon is a running private containerd. Its methods are for one goroutine,
@@ -53,8 +51,8 @@ type Daemon struct {
 	pid        int // of containerd; 0 while stopped
 }
 
-// Start starts a containerd and imports the busybox image. Supervise must have
-// been called before.
+// Start starts a containerd with Husk configured for it, and imports the busybox
+// image. Supervise must have been called before.
 func Start(ctx context.Context, cfg Config) (*Daemon, error) {
 	if cfg.Scratch == "" {
 		cfg.Scratch = os.TempDir()
@@ -75,6 +73,9 @@ func Start(ctx context.Context, cfg Config) (*Daemon, error) {
 func (d *Daemon) start(ctx context.Context) error {
 	if err := os.WriteFile(d.file("containerd.toml"), d.cfg.Generation.configuration(d.Dir), 0o600); err != nil {
 		return fmt.Errorf("write containerd's configuration: %w", err)
+	}
+	if err := d.Configure(nil); err != nil {
+		return err
 	}
 	s, err := startSupervisor()
 	if err != nil {
@@ -98,13 +99,13 @@ func (d *Daemon) Resume(ctx context.Context) error {
 	}
 	defer os.Remove(notify)
 	defer ready.Close()
-	path := append(append([]string{}, d.cfg.Path...), filepath.Dir(d.cfg.Generation.Containerd), os.Getenv("PATH"))
+	path := []string{filepath.Join(d.cfg.Root, "build", "bin"), filepath.Dir(d.cfg.Generation.Containerd), os.Getenv("PATH")}
 	// Of two values for a name, the first would count.
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PATH=") })
-	env = append(env, "PATH="+strings.Join(path, ":"), "NOTIFY_SOCKET="+notify)
+	env = append(env, "PATH="+strings.Join(path, ":"), "NOTIFY_SOCKET="+notify, "HUSK_CONFIG="+d.huskConfig())
 	d.pid, err = d.supervisor.start(launch{
 		Args: []string{d.cfg.Generation.Containerd, "--config", d.file("containerd.toml")},
-		Env:  append(env, d.cfg.Env...),
+		Env:  env,
 		Log:  d.file("containerd.log"),
 	})
 	if err != nil {

@@ -65,7 +65,7 @@ func TestHelperKilledWhileBooting(t *testing.T) {
 	for _, name := range []string{"qemu-system", "virtiofsd"} {
 		t.Run(name, func(t *testing.T) {
 			eachHusk(t, func(e *env) {
-				e.configure(settings{"guest": {"initrd": e.silentGuest()}}) // so that the boot lasts
+				e.configure(daemon.Settings{"guest": {"initrd": e.silentGuest()}}) // so that the boot lasts
 				c := e.startSh("boot", "echo never")
 				e.process("qemu-system") // virtiofsd was started before
 				e.kill(e.process(name))
@@ -104,7 +104,7 @@ func TestShimKilled(t *testing.T) {
 
 func TestShimKilledWhileBooting(t *testing.T) {
 	eachHusk(t, func(e *env) {
-		e.configure(settings{"guest": {"initrd": e.silentGuest()}})
+		e.configure(daemon.Settings{"guest": {"initrd": e.silentGuest()}})
 		c := e.startSh("boot", "echo never")
 		e.process("qemu-system")
 		e.kill(e.process("containerd-shim"))

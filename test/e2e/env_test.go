@@ -29,23 +29,14 @@ type env struct {
 	*testing.T
 	d    *daemon.Daemon
 	root string // of the repository
-	// settings is the configuration file of Husk that the shims read.
-	settings string
 }
 
 func newEnv(t *testing.T, root string, g daemon.Generation) *env {
 	t.Helper()
-	e := &env{T: t, root: root, settings: filepath.Join(t.TempDir(), "configuration.toml")}
-	d, err := daemon.Start(t.Context(), daemon.Config{
-		Generation: g,
-		Scratch:    *scratchFlag,
-		Path:       []string{filepath.Join(root, "build", "bin")},
-		Env:        []string{"HUSK_CONFIG=" + e.settings},
-	})
+	d, err := daemon.Start(t.Context(), daemon.Config{Generation: g, Scratch: *scratchFlag, Root: root})
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.d = d
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("end of containerd's log:\n%s", d.Log(60))
@@ -60,8 +51,7 @@ func newEnv(t *testing.T, root string, g daemon.Generation) *env {
 			t.Errorf("leftover %s", l)
 		}
 	})
-	e.configure(nil)
-	return e
+	return &env{T: t, d: d, root: root}
 }
 
 // A result is what a ctr command came to.

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/husk-containers/husk/guest/initrd"
+	"github.com/husk-containers/husk/test/daemon"
 	"github.com/husk-containers/husk/test/images"
 )
 
@@ -30,10 +31,12 @@ func (e *env) oneClearError(r result, want ...string) {
 	}
 }
 
-// configure rewrites the file that HUSK_CONFIG names.
-func (e *env) configure(over settings) {
+// configure changes Husk's configuration for what starts from now on.
+func (e *env) configure(over daemon.Settings) {
 	e.Helper()
-	e.writeFile(e.settings, e.config(over))
+	if err := e.d.Configure(over); err != nil {
+		e.Fatal(err)
+	}
 }
 
 // truncated is a copy of the first half of a file.
@@ -57,9 +60,9 @@ func (e *env) silentGuest() string {
 	}
 	var image bytes.Buffer
 	err = initrd.Write(&image,
-		initrd.Dir("/bin", 0o755), initrd.Dir("/dev", 0o755), initrd.CharDevice("/dev/console", 0o600, 5, 1),
-		initrd.File("/bin/busybox", 0o755, busybox), initrd.Symlink("/bin/sh", "busybox"),
-		initrd.File("/init", 0o755, []byte("#!/bin/sh\necho this init says no more\nwhile :; do /bin/busybox sleep 1000; done\n")))
+		initrd.CharDevice("dev/console", 0o600, 5, 1),
+		initrd.File("bin/busybox", 0o755, busybox), initrd.Symlink("bin/sh", "busybox"),
+		initrd.File("init", 0o755, []byte("#!/bin/sh\necho this init says no more\nwhile :; do /bin/busybox sleep 1000; done\n")))
 	if err != nil {
 		e.Fatal(err)
 	}
@@ -72,41 +75,41 @@ func TestSettingThatCannotWork(t *testing.T) {
 	guestFile := func(e *env, name string) string { return filepath.Join(e.root, "build", "guest", name) }
 	for _, test := range []struct {
 		name string
-		over func(*env) settings
+		over func(*env) daemon.Settings
 		want []string
 	}{
-		{"QEMUMissing", func(*env) settings {
-			return settings{"hypervisor": {"path": "/nonexistent/qemu"}}
+		{"QEMUMissing", func(*env) daemon.Settings {
+			return daemon.Settings{"hypervisor": {"path": "/nonexistent/qemu"}}
 		}, []string{"/nonexistent/qemu", "hypervisor.path"}},
-		{"VirtiofsdMissing", func(*env) settings {
-			return settings{"hypervisor": {"virtiofsd": "/nonexistent/virtiofsd"}}
+		{"VirtiofsdMissing", func(*env) daemon.Settings {
+			return daemon.Settings{"hypervisor": {"virtiofsd": "/nonexistent/virtiofsd"}}
 		}, []string{"/nonexistent/virtiofsd", "hypervisor.virtiofsd"}},
-		{"KernelMissing", func(*env) settings {
-			return settings{"guest": {"kernel": "/nonexistent/vmlinuz"}}
+		{"KernelMissing", func(*env) daemon.Settings {
+			return daemon.Settings{"guest": {"kernel": "/nonexistent/vmlinuz"}}
 		}, []string{"/nonexistent/vmlinuz", "guest.kernel"}},
-		{"KernelTruncated", func(e *env) settings {
-			return settings{"guest": {"kernel": e.truncated(guestFile(e, "vmlinuz"))}}
+		{"KernelTruncated", func(e *env) daemon.Settings {
+			return daemon.Settings{"guest": {"kernel": e.truncated(guestFile(e, "vmlinuz"))}}
 		}, []string{"vmlinuz", "truncated", "guest.kernel"}},
-		{"ImageMissing", func(*env) settings {
-			return settings{"guest": {"initrd": "/nonexistent/initrd.img"}}
+		{"ImageMissing", func(*env) daemon.Settings {
+			return daemon.Settings{"guest": {"initrd": "/nonexistent/initrd.img"}}
 		}, []string{"/nonexistent/initrd.img", "guest.initrd"}},
-		{"ImageTruncated", func(e *env) settings {
-			return settings{"guest": {"initrd": e.truncated(guestFile(e, "initrd.img"))}}
+		{"ImageTruncated", func(e *env) daemon.Settings {
+			return daemon.Settings{"guest": {"initrd": e.truncated(guestFile(e, "initrd.img"))}}
 		}, []string{"initrd.img", "truncated", "guest.initrd"}},
-		{"UnknownKey", func(*env) settings {
-			return settings{"hypervisor": {"pth": "/usr/bin/qemu"}}
+		{"UnknownKey", func(*env) daemon.Settings {
+			return daemon.Settings{"hypervisor": {"pth": "/usr/bin/qemu"}}
 		}, []string{"configuration.toml:", "pth"}},
-		{"BadValue", func(*env) settings {
-			return settings{"hypervisor": {"default_vcpus": -1}}
+		{"BadValue", func(*env) daemon.Settings {
+			return daemon.Settings{"hypervisor": {"default_vcpus": -1}}
 		}, []string{"configuration.toml:", "hypervisor.default_vcpus = -1", "a whole number"}},
-		{"NoWayToTheGuest", func(*env) settings {
-			return settings{"hypervisor": {"channels": []string{}}}
+		{"NoWayToTheGuest", func(*env) daemon.Settings {
+			return daemon.Settings{"hypervisor": {"channels": []string{}}}
 		}, []string{"configuration.toml:", "hypervisor.channels", "no way to the guest"}},
-		{"KernelPanic", func(*env) settings {
-			return settings{"guest": {"kernel_params": "rdinit=/nonexistent"}}
+		{"KernelPanic", func(*env) daemon.Settings {
+			return daemon.Settings{"guest": {"kernel_params": "rdinit=/nonexistent"}}
 		}, []string{"kernel has panicked", "VFS: Unable to mount root fs"}},
-		{"AgentNeverAnswers", func(e *env) settings {
-			return settings{"guest": {"initrd": e.silentGuest()}, "runtime": {"boot_timeout": "20s"}}
+		{"AgentNeverAnswers", func(e *env) daemon.Settings {
+			return daemon.Settings{"guest": {"initrd": e.silentGuest()}, "runtime": {"boot_timeout": "20s"}}
 		}, []string{"boot_timeout", "20s", "this init says no more"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -121,7 +124,11 @@ func TestSettingThatCannotWork(t *testing.T) {
 func TestConfigPathOption(t *testing.T) {
 	eachHusk(t, func(e *env) {
 		path := filepath.Join(e.TempDir(), "other.toml")
-		e.writeFile(path, e.config(settings{"hypervisor": {"machine": "pc"}}))
+		data, err := e.d.Settings(daemon.Settings{"hypervisor": {"machine": "pc"}})
+		if err != nil {
+			e.Fatal(err)
+		}
+		e.writeFile(path, data)
 		e.oneClearError(e.sh("echo never", "--runtime-config-path", path), "other.toml:", "hypervisor.machine", "q35")
 	})
 }
@@ -135,7 +142,7 @@ func TestKVMDemandedButUnusable(t *testing.T) {
 		t.Skip("the CPU here can run KVM")
 	}
 	eachHusk(t, func(e *env) {
-		e.configure(settings{"hypervisor": {"accelerator": "kvm"}})
+		e.configure(daemon.Settings{"hypervisor": {"accelerator": "kvm"}})
 		e.oneClearError(e.sh("echo never"), "hypervisor.accelerator", "KVM is not usable")
 	})
 }
@@ -145,7 +152,7 @@ func TestNoWayToTheGuestOnThisHost(t *testing.T) {
 		t.Skip("there is a /dev/vhost-vsock here")
 	}
 	eachHusk(t, func(e *env) {
-		e.configure(settings{"hypervisor": {"channels": []string{"vhost-vsock"}}})
+		e.configure(daemon.Settings{"hypervisor": {"channels": []string{"vhost-vsock"}}})
 		e.oneClearError(e.sh("echo never"), "no way to the guest", "/dev/vhost-vsock", "hypervisor.channels")
 	})
 }

@@ -98,9 +98,13 @@ func (e *env) compare(what string, r result, want []byte) {
 	if r.code != 0 {
 		e.Errorf("%s: exit code %d, stderr %.1000q", what, r.code, r.stderr)
 	}
-	if r.stdout != string(want) {
-		e.Errorf("%s: got %d bytes with SHA-256 %x, want %d with %x", what,
-			len(r.stdout), sha256.Sum256([]byte(r.stdout)), len(want), sha256.Sum256(want))
+	if got := []byte(r.stdout); !bytes.Equal(got, want) {
+		same := 0
+		for same < min(len(got), len(want)) && got[same] == want[same] {
+			same++
+		}
+		e.Errorf("%s: got %d bytes with SHA-256 %x, want %d with %x; the first %d are the same", what,
+			len(got), sha256.Sum256(got), len(want), sha256.Sum256(want), same)
 	}
 }
 

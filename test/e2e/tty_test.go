@@ -97,7 +97,7 @@ func TestTTYHasTheSizeAndFollowsIt(t *testing.T) {
 func TestTTYInterruptAndEnd(t *testing.T) {
 	each(t, func(e *env) {
 		c := e.startTTY(e.runArgs("--rm", "--tty", images.Busybox, e.d.ID("tty"), "sh", "-c",
-			"trap 'echo interrupted' INT; echo ready; cat; echo cat ended $?; read -r line || echo end of input")...)
+			"trap 'echo interrupted' INT; sh -c 'echo ready; exec cat'; read -r line || echo end of input")...)
 		c.expect("ready")
 		c.write("\x03")
 		c.expect("interrupted")
