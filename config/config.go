@@ -33,7 +33,8 @@ type Hypervisor struct {
 	DefaultMemoryMiB int `toml:"default_memory_mib"`
 	// Channels are the allowed ways to the guest, tried in order.
 	Channels []Channel `toml:"channels"`
-	// User that QEMU runs as, by name or by uid.
+	// User that QEMU runs as, by name or by uid; with "" each VM has a uid of
+	// its own.
 	User string `toml:"user"`
 	// Virtiofsd is its path; with "" it is looked for.
 	Virtiofsd      string         `toml:"virtiofsd"`
@@ -75,7 +76,6 @@ func Default() Config {
 			DefaultVCPUs:     1,
 			DefaultMemoryMiB: 256,
 			Channels:         []Channel{ChannelVhostVsock, ChannelVirtioSerial},
-			User:             "nobody",
 			VirtiofsdCache:   VirtiofsdCacheAuto,
 		},
 		Guest: Guest{

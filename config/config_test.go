@@ -132,7 +132,7 @@ func TestKeys(t *testing.T) {
 			[]Channel{ChannelVirtioSerial},
 			[]string{`[]`, `["vsock"]`, `["virtio-serial", "virtio-serial"]`, `"vhost-vsock"`, `[1]`, `[""]`},
 		},
-		{"hypervisor.user", `"65534"`, func(c Config) any { return c.Hypervisor.User }, "65534", []string{`"root"`, `"0"`, `"00"`, `""`, `"a b"`, `"a:b"`, `"-a"`, `0`, `65534`}},
+		{"hypervisor.user", `"65534"`, func(c Config) any { return c.Hypervisor.User }, "65534", []string{`"root"`, `"0"`, `"00"`, `"a b"`, `"a:b"`, `"-a"`, `0`, `65534`}},
 		{"hypervisor.virtiofsd", `"/opt/virtiofsd"`, func(c Config) any { return c.Hypervisor.Virtiofsd }, "/opt/virtiofsd", badPaths},
 		{"hypervisor.virtiofsd_cache", `"never"`, func(c Config) any { return c.Hypervisor.VirtiofsdCache }, VirtiofsdCacheNever, []string{`"none"`, `""`, `false`}},
 		{"guest.kernel", `"/boot/vmlinuz"`, func(c Config) any { return c.Guest.Kernel }, "/boot/vmlinuz", append(badPaths, `""`)},
@@ -201,7 +201,7 @@ func TestLoadErrors(t *testing.T) {
 				"FILE:5: hypervisor.path = 3: want an absolute path\n" +
 				"FILE:7: runtime.boot_timeout = 'soon': want a duration from \"100ms\" to \"1h\", such as \"90s\" or \"1m30s\"\n" +
 				"FILE:2: hypervisor.default_vcpus = 0: want a whole number from 1 to 255\n" +
-				"FILE:3: hypervisor.user = \"root\": want the name or the uid of an account that is not root",
+				"FILE:3: hypervisor.user = \"root\": want empty, or the name or the uid of an account that is not root",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -303,7 +303,7 @@ func TestPath(t *testing.T) {
 
 func TestValidateReportsEveryProblem(t *testing.T) {
 	var c Config
-	c.Hypervisor.Virtiofsd = "virtiofsd"
+	c.Hypervisor.Virtiofsd, c.Hypervisor.User = "virtiofsd", "root"
 	err := c.Validate()
 	if err == nil {
 		t.Fatal("got no error")

@@ -36,7 +36,7 @@ func rules() []rule {
 				return quoteList(c.Hypervisor.Channels), validChannels(c.Hypervisor.Channels)
 			},
 		},
-		text("hypervisor.user", "the name or the uid of an account that is not root", isUnprivileged,
+		text("hypervisor.user", "empty, or the name or the uid of an account that is not root", isUnprivileged,
 			func(c *Config) *string { return &c.Hypervisor.User }),
 		text("hypervisor.virtiofsd", "empty, or "+wantPath, isEmptyOrPath, func(c *Config) *string { return &c.Hypervisor.Virtiofsd }),
 		enum("hypervisor.virtiofsd_cache", func(c *Config) *VirtiofsdCache { return &c.Hypervisor.VirtiofsdCache },
@@ -127,7 +127,7 @@ var (
 
 func isUnprivileged(user string) bool {
 	uid, err := strconv.ParseUint(user, 10, 32)
-	return accountName.MatchString(user) && user != "root" && (err != nil || uid != 0)
+	return user == "" || accountName.MatchString(user) && user != "root" && (err != nil || uid != 0)
 }
 
 func isKernelParams(s string) bool {

@@ -122,7 +122,10 @@ func (s *Service) start(ctx context.Context, t *task, p *process) error {
 		return err
 	}
 	defer close(p.starting)
-	err := p.Start(ctx)
+	err := p.streams.OpenStdin()
+	if err == nil {
+		err = p.Start(ctx)
+	}
 	switch {
 	case p.exec == nil && err == nil:
 		s.events.Publish(&events.TaskStart{ContainerID: t.id, Pid: p.pid})

@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
-	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -59,9 +59,11 @@ func (c *hostContainer) Init() initProcess { return c.init }
 func (c *hostContainer) Exec(_ context.Context, id string, s *specs.Process, io virtcontainers.Stdio) (execProcess, error) {
 	return hostProcess(s, io), nil
 }
+
 func (c *hostContainer) Processes(context.Context) ([]virtcontainers.ProcessInfo, error) {
 	return []virtcontainers.ProcessInfo{{PID: 1}}, nil
 }
+
 func (c *hostContainer) Delete(ctx context.Context) (virtcontainers.Exit, error) {
 	return c.init.Delete(ctx)
 }
@@ -75,10 +77,16 @@ type hp struct {
 func hostProcess(s *specs.Process, io virtcontainers.Stdio) *hp {
 	return &hp{newFakeProcess(), exec.Command(s.Args[0], s.Args[1:]...), io}
 }
-func (p *hp) Delete(context.Context) (virtcontainers.Exit, error) { p.exitWith(137); return p.Exit(), nil }
+
+func (p *hp) Delete(context.Context) (virtcontainers.Exit, error) {
+	p.exitWith(137)
+	return p.Exit(), nil
+}
+
 func (p *hp) Kill(_ context.Context, sig uint32, all bool) error {
 	return p.cmd.Process.Signal(syscall.Signal(sig))
 }
+
 func (p *hp) Start(ctx context.Context) error {
 	var in io.WriteCloser
 	if p.io.Stdin != nil {
@@ -87,7 +95,10 @@ func (p *hp) Start(ctx context.Context) error {
 	var wg sync.WaitGroup
 	cp := func(w io.WriteCloser, r io.Reader) {
 		if w != nil {
-			wg.Go(func() { io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, make([]byte, 128<<10)); w.Close() })
+			wg.Go(func() {
+				io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, make([]byte, 128<<10))
+				w.Close()
+			})
 		}
 	}
 	if p.io.Stdout != nil {
@@ -113,7 +124,9 @@ func (p *hp) Start(ctx context.Context) error {
 		}
 		_ = time.Now
 		st := p.cmd.ProcessState.ExitCode()
-		if st < 0 { st = 137 }
+		if st < 0 {
+			st = 137
+		}
 		p.exitWith(uint32(st))
 	}()
 	return nil

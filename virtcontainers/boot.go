@@ -78,15 +78,11 @@ func (s *Sandbox) bringUp(ctx context.Context, ph *phases) error {
 		return err
 	}
 	ph.vmStarted = time.Now()
-	s.undo.Push("stop the VM", s.config.Runtime.StopTimeout.Duration+hostStep, func(ctx context.Context) error {
-		sctx, cancel := context.WithTimeout(ctx, s.config.Runtime.StopTimeout.Duration)
-		defer cancel()
-		return vm.Stop(sctx)
-	})
+	s.undo.Push("stop the VM", hostStep, vm.Stop)
 	s.mu.Lock()
 	s.vm = vm
 	s.mu.Unlock()
-	s.work.Go(func() { s.supervise(vm) })
+	s.spawn(func() { s.supervise(vm) })
 
 	conn, err := vm.Accept(ctx)
 	if err != nil {
@@ -105,16 +101,16 @@ func (s *Sandbox) bringUp(ctx context.Context, ph *phases) error {
 		err = ph.hello.Validate()
 	}
 	if err != nil {
-		return s.bootCause(ctx, vm, fmt.Errorf("greet the agent: %w", err))
+		return s.bootCause(ctx, vm, fmt.Errorf("greet the agent: %w", newGuestError(err)))
 	}
 	if _, err := agent.Configure(ctx, s.configuration()); err != nil {
-		return s.bootCause(ctx, vm, fmt.Errorf("configure the guest: %w", err))
+		return s.bootCause(ctx, vm, fmt.Errorf("configure the guest: %w", newGuestError(err)))
 	}
 	ph.configured = time.Now()
 	s.mu.Lock()
 	s.agent = agent
 	s.mu.Unlock()
-	s.work.Go(func() { s.watchEvents(agent) })
+	s.spawn(func() { s.watchEvents(agent) })
 	return nil
 }
 

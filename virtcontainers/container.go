@@ -123,7 +123,7 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 	if p := plan.Spec.Process; p != nil && p.ConsoleSize != nil {
 		names.Columns, names.Rows = uint32(p.ConsoleSize.Width), uint32(p.ConsoleSize.Height)
 	}
-	c.undo.Push("remove container in the guest", s.config.Runtime.RequestTimeout.Duration+time.Second, func(ctx context.Context) error {
+	c.undo.Push("remove container in the guest", s.config.Runtime.StopTimeout.Duration, func(ctx context.Context) error {
 		err := s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 			_, err := a.RemoveContainer(ctx, &agentv1.RemoveContainerRequest{ContainerId: c.id})
 			return err
@@ -157,7 +157,7 @@ func (c *Container) plan() (*spec.Plan, error) {
 
 // share puts the root file system and the bind mounts where the guest sees them.
 func (c *Container) share(rootfs []mount.Mount, plan *spec.Plan) error {
-	dir := filepath.Join(c.sandbox.shareDir(), c.id)
+	dir := filepath.Join(c.sandbox.privateDir(), c.id)
 	share, err := storage.New(dir)
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 	"github.com/husk-containers/husk/internal/undo"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 	"github.com/husk-containers/husk/virtcontainers/spec"
+	"github.com/husk-containers/husk/virtcontainers/storage"
 )
 
 // Options is what a sandbox is made of.
@@ -133,11 +134,16 @@ func (s *Sandbox) prepare(bundle string) error {
 		return err
 	}
 	s.undo.Push("remove the directory", hostStep, func(context.Context) error { return removeTree(s.dir) })
+	if err := storage.Expose(s.privateDir(), s.shareDir()); err != nil {
+		return err
+	}
 	s.undo.Push("take back the containers", hostStep, s.dropContainers)
-	return os.Mkdir(s.shareDir(), 0o700)
+	return nil
 }
 
-func (s *Sandbox) shareDir() string { return filepath.Join(s.dir, "share") }
+// privateDir holds the containers' directories; shareDir shows it to the guest.
+func (s *Sandbox) privateDir() string { return filepath.Join(s.dir, "private") }
+func (s *Sandbox) shareDir() string   { return filepath.Join(s.dir, "share") }
 
 // ID returns the sandbox's id.
 func (s *Sandbox) ID() string { return s.id }
@@ -248,9 +254,39 @@ func (s *Sandbox) notRunning() error {
 	return fmt.Errorf("%w: the sandbox is %s", errNoGuest, s.state)
 }
 
+// spawn runs f among the goroutines that Stop waits for, unless Stop has come
+// first.
+func (s *Sandbox) spawn(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == SandboxStopped {
+		return false
+	}
+	s.work.Go(f)
+	return true
+}
+
 // watch begins to wait for the exit of a process that the guest knows.
 func (s *Sandbox) watch(p *Process) {
-	s.work.Go(func() { p.awaitExit(s.watchCtx) })
+	if !s.spawn(func() { p.awaitExit(s.watchCtx) }) {
+		p.setExited(Exit{Status: exitKilled, At: time.Now()})
+	}
+}
+
+// expectExit ends the VM where a process that was killed does not exit in time:
+// deletion completes, whatever the guest does.
+func (s *Sandbox) expectExit(p *Process) {
+	patience := s.config.Runtime.StopTimeout.Duration + s.config.Runtime.DrainTimeout.Duration
+	s.spawn(func() {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		select {
+		case <-p.Exited():
+		case <-s.dead:
+		case <-timer.C:
+			s.fail(fmt.Errorf("%s did not end within %s of a SIGKILL: the guest hangs", p.name(), patience))
+		}
+	})
 }
 
 // awaitBoot waits until the guest is ready and returns why it is not.
@@ -292,7 +328,8 @@ func (s *Sandbox) fail(cause error) {
 }
 
 // Stop ends the sandbox: asks the guest to power off, and takes everything back
-// whatever the guest does. It is idempotent.
+// whatever the guest does. The guest has until ctx ends, at most stop_timeout. It
+// is idempotent.
 func (s *Sandbox) Stop(ctx context.Context) error {
 	s.stopOnce.Do(func() { s.stopErr = s.stop(ctx) })
 	return s.stopErr
@@ -302,19 +339,22 @@ func (s *Sandbox) stop(ctx context.Context) error {
 	s.cancelBoot(errors.New("the sandbox is being stopped"))
 	<-s.booted
 	began := time.Now()
+	gctx, cancel := context.WithTimeout(ctx, s.config.Runtime.StopTimeout.Duration)
+	defer cancel()
 	s.mu.Lock()
-	a, running := s.agent, s.state == SandboxRunning
+	a, vm, running := s.agent, s.vm, s.state == SandboxRunning
 	s.mu.Unlock()
 	if running {
-		sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Runtime.StopTimeout.Duration)
-		if _, err := a.Shutdown(sctx, &agentv1.ShutdownRequest{}); err != nil && !s.lost(err) {
-			s.log.Warn("the guest did not shut down when asked", "err", err)
+		if _, err := a.Shutdown(gctx, &agentv1.ShutdownRequest{}); err != nil && !s.lost(err) {
+			s.log.Warn("the guest did not shut down when asked", "err", newGuestError(err))
 		}
-		cancel()
 	}
 	s.mu.Lock()
 	s.state = SandboxStopped // allowed from every other state
 	s.mu.Unlock()
+	if vm != nil {
+		vm.Stop(gctx) //nolint:errcheck // the stack stops it again, and reports
+	}
 	err := s.undo.Run(ctx)
 	s.log.Info("sandbox stopped", "took", ms(time.Since(began)))
 	return err

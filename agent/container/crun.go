@@ -49,7 +49,7 @@ type CrunConfig struct {
 // NewCrun returns a Crun. Its commands and containers are owned by table.
 // go-runc has one monitor for the whole program, and so a program has one Crun.
 func NewCrun(cfg CrunConfig, table *reap.Table) (*Crun, error) {
-	for _, dir := range []string{cfg.Dir, filepath.Join(cfg.Dir, "containers"), cfg.Cgroup} {
+	for _, dir := range []string{cfg.Dir, filepath.Join(cfg.Dir, "containers"), filepath.Join(cfg.Dir, "log"), cfg.Cgroup} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("set up %s: %w", cfg.Command, err)
 		}
@@ -124,7 +124,7 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, stdio St
 func (c *Crun) Start(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	log := filepath.Join(c.bundle(id), "start.log")
+	log := filepath.Join(c.cfg.Dir, "log", "start-"+id) // there may be no bundle
 	defer os.Remove(log)
 	if err := c.command(log).Start(ctx, id); err != nil {
 		return fmt.Errorf("start container %q: %w", id, explain(nil, log, err))
@@ -227,7 +227,8 @@ func (c *Crun) Delete(ctx context.Context, id string) error {
 	cg := c.cgroup(id)
 	errs := []error{cg.kill(syscall.SIGKILL), cg.waitEmpty(killTimeout)}
 	c.oom.remove(id)
-	log := filepath.Join(c.bundle(id), "delete.log")
+	log := filepath.Join(c.cfg.Dir, "log", "delete-"+id) // there may be no bundle
+	defer os.Remove(log)
 	if err := c.command(log).Delete(ctx, id, &runc.DeleteOpts{Force: true}); err != nil {
 		errs = append(errs, explain(nil, log, err))
 	}

@@ -33,7 +33,7 @@ func newSandbox(ctx context.Context, d *bootstrap.Daemon) (*virtcontainers.Sandb
 // newHypervisor is the one place that chooses what VMs are run by.
 func newHypervisor(c config.Hypervisor) hypervisor.Hypervisor {
 	o := qemu.Options{
-		Path: c.Path, Accelerator: string(c.Accelerator), CPUModel: c.CPUModel, User: c.User,
+		Path: c.Path, Accelerator: string(c.Accelerator), Machine: c.Machine, CPUModel: c.CPUModel, User: c.User,
 		Virtiofsd: c.Virtiofsd, VirtiofsdCache: string(c.VirtiofsdCache), Log: slog.Default(),
 	}
 	for _, ch := range c.Channels {

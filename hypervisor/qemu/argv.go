@@ -16,6 +16,7 @@ const firstFD = 3
 // A machine is all that decides QEMU's command line.
 type machine struct {
 	hypervisor.Config
+	machineType string // "q35"
 	accelerator string // "kvm" or "tcg"
 	cpuModel    string // "" for the accelerator's best
 	// Descriptors, as QEMU numbers them.
@@ -71,13 +72,16 @@ func argv(m machine) ([]string, error) {
 	default:
 		bad("accelerator %q is neither kvm nor tcg", m.accelerator)
 	}
+	if m.machineType != "q35" {
+		bad("machine type %q is not q35", m.machineType)
+	}
 	size := strconv.Itoa(m.MemoryMiB) + "M"
 	args := []string{
 		"-name", "husk-" + m.ID,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", sandbox,
 		"-accel", accel,
-		"-machine", "q35,memory-backend=ram,usb=off,vmport=off,sata=off,smbus=off",
+		"-machine", m.machineType + ",memory-backend=ram,usb=off,vmport=off,sata=off,smbus=off",
 		"-cpu", cpu,
 		"-smp", strconv.Itoa(m.VCPUs),
 		"-m", size,

@@ -18,7 +18,7 @@ func testMachine() machine {
 			ID: "demo", VCPUs: 2, MemoryMiB: 256, Kernel: "/k", Initrd: "/i", KernelParams: " husk.log=warn  debug ",
 			Devices: []hypervisor.Device{hypervisor.Share{Tag: "husk", Dir: "/s"}},
 		},
-		accelerator: "tcg", qmpFD: 3, consoleFD: 4,
+		machineType: "q35", accelerator: "tcg", qmpFD: 3, consoleFD: 4,
 		channel:  channelDevice{fd: 5, param: "husk.channel=virtio-serial"},
 		shareFDs: []int{6},
 	}
@@ -72,6 +72,7 @@ func TestArgvRefusesWhatIsInvalid(t *testing.T) {
 		"8 MiB of memory":            func(m *machine) { m.MemoryMiB = 8 },
 		"no kernel":                  func(m *machine) { m.Kernel = "" },
 		"no initrd":                  func(m *machine) { m.Initrd = "" },
+		`machine type "pc"`:          func(m *machine) { m.machineType = "pc" },
 		`accelerator "hvf"`:          func(m *machine) { m.accelerator = "hvf" },
 		`share tag "a,b"`:            func(m *machine) { m.Devices[0] = hypervisor.Share{Tag: "a,b"} },
 		`share tag "husk" is taken`:  func(m *machine) { m.Devices = append(m.Devices, m.Devices[0]) },

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"syscall"
@@ -37,8 +38,11 @@ type Options struct {
 	// Channels are the ways to the guest that are allowed, in order of
 	// preference: "vhost-vsock", "virtio-serial".
 	Channels []string
-	// User that QEMU runs as, by name or uid; not root.
+	// User that QEMU runs as, by name or uid; not root. Empty means a uid of its
+	// own for each VM.
 	User string
+	// Machine type; "q35".
+	Machine string
 	// Virtiofsd is its path; empty means the usual places.
 	Virtiofsd string
 	// VirtiofsdCache is "auto", "always" or "never".
@@ -116,7 +120,7 @@ func (q *QEMU) Start(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM,
 	if err := hostcheck.CheckInitrd(cfg.Initrd); err != nil {
 		return nil, err
 	}
-	m := machine{Config: cfg, cpuModel: q.CPUModel}
+	m := machine{Config: cfg, machineType: q.Machine, cpuModel: q.CPUModel}
 	var reason string
 	var err error
 	if m.accelerator, reason, err = q.pickAccelerator(); err != nil {
@@ -222,9 +226,9 @@ func (q *QEMU) spawn(v *vm, m machine, files *inheritance) error {
 	if err != nil {
 		return err
 	}
-	uid, gid, err := hostcheck.LookupUser(q.User)
+	uid, gid, err := q.account()
 	if err != nil {
-		return fmt.Errorf("hypervisor.user: %w", err)
+		return err
 	}
 	spec := child.Spec{
 		Path: q.Path, Args: args, Dir: "/", ExtraFiles: files.files,
@@ -247,6 +251,27 @@ func (q *QEMU) spawn(v *vm, m machine, files *inheritance) error {
 	}
 	v.held.Push("stop qemu", releaseStep, func(ctx context.Context) error { return v.child.Stop(ctx, syscall.SIGKILL) })
 	return started(m.Config, "qemu", v.child.PID())
+}
+
+const (
+	// minUID and maxUID bound the uids that VMs get: above what distributions
+	// give to users, containers and user namespaces, and below what does not fit
+	// a signed number (systemd's UIDS-GIDS.md).
+	minUID = 1879048192
+	maxUID = 2147483646
+)
+
+// account returns whom a new QEMU runs as. A random uid needs no record of those
+// in use: of 1,000 VMs on a host two share one with a chance of 1 in 500.
+func (q *QEMU) account() (uid, gid uint32, err error) {
+	if q.User == "" {
+		uid = minUID + rand.Uint32N(maxUID-minUID+1)
+		return uid, uid, nil
+	}
+	if uid, gid, err = hostcheck.LookupUser(q.User); err != nil {
+		err = fmt.Errorf("hypervisor.user: %w", err)
+	}
+	return uid, gid, err
 }
 
 // kvmGroup returns the group through which an unprivileged process may open

@@ -104,7 +104,12 @@ func (v *vm) because(err error) error {
 	if v.err != nil {
 		return v.err
 	}
-	return errors.New("the VM has ended")
+	select {
+	case <-v.stopping:
+		return errors.New("the VM was stopped")
+	default:
+		return fmt.Errorf("the guest has powered itself off%s", v.lastWords())
+	}
 }
 
 // Stop implements hypervisor.VM.

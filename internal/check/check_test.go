@@ -106,7 +106,7 @@ func TestConfiguration(t *testing.T) {
 		_, results := configuration(path, true)
 		want := []Result{
 			{Fail, "config", path + `:3: hypervisor.accelerator = "xen": want "auto" or "kvm" or "tcg"`},
-			{Fail, "config", path + `:5: hypervisor.user = "root": want the name or the uid of an account that is not root`},
+			{Fail, "config", path + `:5: hypervisor.user = "root": want empty, or the name or the uid of an account that is not root`},
 			{Warn, "config", "what follows was checked with the defaults; correct the lines above"},
 		}
 		if diff := cmp.Diff(want, results); diff != "" {

@@ -41,7 +41,7 @@ type Owner struct {
 }
 
 // Streams are the shim's ends. A nil one is none. Each is closed by whom it was
-// given to; closing twice does nothing.
+// given to; closing twice does nothing. Reads of Stdin wait for OpenStdin.
 type Streams struct {
 	Stdin          io.ReadCloser
 	Stdout, Stderr io.WriteCloser
@@ -60,7 +60,7 @@ func Open(ctx context.Context, u URIs, owner Owner) (_ *Streams, err error) {
 		}
 	}()
 	if u.Stdin != "" {
-		if s.stdin, err = openInput(u.Stdin); err != nil {
+		if s.stdin, err = newInput(u.Stdin); err != nil {
 			return nil, fmt.Errorf("open stdin: %w", err)
 		}
 		s.Stdin = s.stdin
@@ -90,11 +90,22 @@ func Open(ctx context.Context, u URIs, owner Owner) (_ *Streams, err error) {
 	return s, nil
 }
 
+// OpenStdin begins to read the stdin FIFO, once the process is being started. A
+// client's writes wait until then, and so a client that ends its input by a call
+// to CloseIO knows the process by then: containerd's ctr forgets that call where
+// it has read all of its own input before Create has returned.
+func (s *Streams) OpenStdin() error {
+	if s.stdin == nil {
+		return nil
+	}
+	return s.stdin.open()
+}
+
 // CloseStdin lets go of the shim's writing end of the stdin FIFO: the process
 // reads EOF once it has read what is there and the clients have closed theirs.
 func (s *Streams) CloseStdin() {
 	if s.stdin != nil {
-		s.stdin.hold.Close() //nolint:errcheck // nothing was written
+		s.stdin.letGo()
 	}
 }
 
@@ -128,45 +139,6 @@ func split(uri string) (scheme, path string, err error) {
 		return "", "", fmt.Errorf("%q is no absolute path: %w", uri, errdefs.ErrInvalidArgument)
 	}
 	return scheme, path, nil
-}
-
-// An input is the stdin FIFO. It holds a writing end too, so that a client that
-// comes and goes is not the end of the input.
-type input struct {
-	*os.File
-	hold *os.File
-}
-
-func openInput(uri string) (*input, error) {
-	scheme, path, err := split(uri)
-	if err != nil {
-		return nil, err
-	}
-	if scheme != "fifo" {
-		return nil, fmt.Errorf("%q is no FIFO: %w", uri, errdefs.ErrInvalidArgument)
-	}
-	if is, err := fifo.IsFifo(path); err != nil {
-		return nil, err
-	} else if !is {
-		return nil, fmt.Errorf("%s is no FIFO: %w", path, errdefs.ErrInvalidArgument)
-	}
-	// Neither open waits: the second finds the first.
-	r, err := os.OpenFile(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	w, err := os.OpenFile(path, unix.O_WRONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, errors.Join(err, r.Close())
-	}
-	enlarge(r)
-	return &input{File: r, hold: w}, nil
-}
-
-// Close unblocks a Read.
-func (i *input) Close() error {
-	i.hold.Close() //nolint:errcheck // nothing was written; CloseStdin may have been there before
-	return ignoreClosed(i.File.Close())
 }
 
 // An output is closed once.
@@ -238,11 +210,4 @@ func enlarge(f *os.File) {
 	conn.Control(func(fd uintptr) { //nolint:errcheck // the file is open
 		unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) //nolint:errcheck // see above
 	})
-}
-
-func ignoreClosed(err error) error {
-	if errors.Is(err, os.ErrClosed) {
-		return nil
-	}
-	return err
 }

@@ -89,6 +89,9 @@ func TestNone(t *testing.T) {
 func TestStdinEndsAtCloseStdin(t *testing.T) {
 	path := mkfifo(t, "in")
 	s := open(t, URIs{Stdin: path})
+	if err := s.OpenStdin(); err != nil {
+		t.Fatal(err)
+	}
 	buf := make([]byte, 16)
 	for _, word := range []string{"first", "again"} { // a client that detaches and comes back
 		client, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -117,10 +120,30 @@ func TestStdinEndsAtCloseStdin(t *testing.T) {
 	}
 }
 
+// A client that has ended an empty input before the process starts.
+func TestStdinClosedBeforeItIsOpened(t *testing.T) {
+	s := open(t, URIs{Stdin: mkfifo(t, "in")})
+	s.CloseStdin()
+	if err := s.OpenStdin(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.Stdin.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("read %d, %v, want the end", n, err)
+	}
+}
+
 func TestCloseUnblocks(t *testing.T) {
 	in, out := mkfifo(t, "in"), mkfifo(t, "out")
 	reader(t, out)
 	s := open(t, URIs{Stdin: in, Stdout: "fifo://" + out})
+	unopened := open(t, URIs{Stdin: in})
+	go unopened.Close()
+	if _, err := unopened.Stdin.Read(make([]byte, 1)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a read before OpenStdin ended with %v", err)
+	}
+	if err := s.OpenStdin(); err != nil {
+		t.Fatal(err)
+	}
 	ended := make(chan error, 2)
 	go func() {
 		_, err := s.Stdin.Read(make([]byte, 1))

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/test/daemon"
 	"github.com/husk-containers/husk/test/images"
@@ -29,6 +30,8 @@ type env struct {
 	*testing.T
 	d    *daemon.Daemon
 	root string // of the repository
+	// logLines of containerd's log are printed when the test has failed.
+	logLines int
 }
 
 func newEnv(t *testing.T, root string, g daemon.Generation) *env {
@@ -37,9 +40,10 @@ func newEnv(t *testing.T, root string, g daemon.Generation) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
+	e := &env{T: t, d: d, root: root, logLines: 60}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("end of containerd's log:\n%s", d.Log(60))
+			t.Logf("end of containerd's log:\n%s", d.Log(e.logLines))
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), commandTimeout)
 		defer cancel()
@@ -51,7 +55,7 @@ func newEnv(t *testing.T, root string, g daemon.Generation) *env {
 			t.Errorf("leftover %s", l)
 		}
 	})
-	return &env{T: t, d: d, root: root}
+	return e
 }
 
 // A result is what a ctr command came to.
@@ -224,6 +228,29 @@ func (c *command) launch() {
 	}
 }
 
+// dumpShims has the shims print what each of their goroutines waits for, into
+// containerd's log, when a command does not end. It ends them.
+func (e *env) dumpShims() {
+	e.Helper()
+	processes, err := e.d.Processes()
+	if err != nil {
+		e.Errorf("look for what hangs: %v", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.Context()), commandTimeout)
+	defer cancel()
+	for _, p := range processes {
+		e.Logf("still there: %v", p)
+		if !strings.HasPrefix(p.Name, "containerd-shim") {
+			continue
+		}
+		if err := errors.Join(unix.Kill(p.PID, unix.SIGQUIT), daemon.WaitExit(ctx, p.PID)); err != nil {
+			e.Errorf("have %v say what it waits for: %v", p, err)
+		}
+	}
+	e.logLines = 600
+}
+
 // deprecation is what ctr 2 says of a host like this one before anything else.
 var deprecation = regexp.MustCompile(`(?m)^time=.* msg="DEPRECATION: .*\n`)
 
@@ -235,6 +262,7 @@ func (c *command) wait() result {
 	r := result{c.stdout.String(), deprecation.ReplaceAllString(c.stderr.String(), ""), c.cmd.ProcessState.ExitCode()}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) || r.code < 0 {
+		c.e.dumpShims()
 		c.e.Errorf("ctr %s: %v (limit %v): %v", strings.Join(c.cmd.Args[1:], " "), err, commandTimeout, r)
 	}
 	return r
@@ -244,6 +272,7 @@ func (c *command) wait() result {
 func (c *command) expect(text string) {
 	c.e.Helper()
 	if err := c.stdout.await(text, commandTimeout); err != nil {
+		c.e.dumpShims()
 		c.e.Fatalf("ctr %s: %v; stderr %q", strings.Join(c.cmd.Args[1:], " "), err, c.stderr.String())
 	}
 }

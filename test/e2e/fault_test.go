@@ -46,9 +46,17 @@ func (e *env) truncated(path string) string {
 	if err != nil {
 		e.Fatal(err)
 	}
-	half := filepath.Join(e.TempDir(), filepath.Base(path))
-	e.writeFile(half, data[:len(data)/2])
-	return half
+	return e.scratchFile(filepath.Base(path), data[:len(data)/2])
+}
+
+// scratchFile is a new file that QEMU, which is nobody, can read.
+func (e *env) scratchFile(name string, data []byte) (path string) {
+	e.Helper()
+	path = filepath.Join(e.d.Dir, name)
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		e.Fatal(err)
+	}
+	return path
 }
 
 // silentGuest is an image whose init says a word on the console and sleeps.
@@ -66,9 +74,7 @@ func (e *env) silentGuest() string {
 	if err != nil {
 		e.Fatal(err)
 	}
-	path := filepath.Join(e.TempDir(), "initrd.img")
-	e.writeFile(path, image.Bytes())
-	return path
+	return e.scratchFile("initrd.img", image.Bytes())
 }
 
 func TestSettingThatCannotWork(t *testing.T) {

@@ -35,6 +35,7 @@ func refuse(sp *specs.Spec) error {
 			no(len(f.hooks) > 0, "hooks."+f.name, "a program of the host")
 		}
 	}
+	no(sp.Domainname != "", "domainname", "an NIS domain name")
 	l := sp.Linux
 	no(len(l.UIDMappings) > 0, "linux.uidMappings", "a user namespace")
 	no(len(l.GIDMappings) > 0, "linux.gidMappings", "a user namespace")
@@ -128,6 +129,7 @@ func refuseResources(r *specs.LinuxResources) []error {
 	if c := r.CPU; c != nil {
 		no(c.RealtimeRuntime != nil && *c.RealtimeRuntime != 0, "cpu.realtimeRuntime", "a setting of cgroup v1")
 		no(c.RealtimePeriod != nil && *c.RealtimePeriod != 0, "cpu.realtimePeriod", "a setting of cgroup v1")
+		no(c.Burst != nil, "cpu.burst", "a burst of CPU time")
 		no(c.Cpus != "", "cpu.cpus", "a set of the host's CPUs")
 		no(c.Mems != "", "cpu.mems", "a set of the host's memory nodes")
 	}

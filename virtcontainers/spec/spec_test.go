@@ -142,6 +142,8 @@ func TestTransformNamesWhatTheGuestCannotHonour(t *testing.T) {
 		"linux.resources.memory.disableOOM":    memory(specs.LinuxMemory{DisableOOMKiller: ptr(true)}),
 		"linux.resources.cpu.realtimeRuntime":  cpu(specs.LinuxCPU{RealtimeRuntime: ptr(int64(1))}),
 		"linux.resources.cpu.realtimePeriod":   cpu(specs.LinuxCPU{RealtimePeriod: ptr(uint64(1))}),
+		"linux.resources.cpu.burst":            cpu(specs.LinuxCPU{Burst: ptr(uint64(1))}),
+		"domainname":                           func(s *specs.Spec) { s.Domainname = "x" },
 		"linux.resources.cpu.cpus":             cpu(specs.LinuxCPU{Cpus: "0-3"}),
 		"linux.resources.cpu.mems":             cpu(specs.LinuxCPU{Mems: "0"}),
 		"linux.resources.blockIO":              func(s *specs.Spec) { s.Linux.Resources.BlockIO = &specs.LinuxBlockIO{} },

@@ -17,6 +17,31 @@ import (
 	"github.com/husk-containers/husk/virtcontainers/spec"
 )
 
+// Expose makes the directory private, and share, which shows it read-only:
+// what is mounted below private later appears below share as writable as it is
+// itself, but the names that the host resolves are not the guest's to change. The
+// mount namespace must propagate mounts within itself (rshared).
+func Expose(private, share string) error {
+	if err := os.Mkdir(private, 0o700); err != nil {
+		return fmt.Errorf("share: %w", err)
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, private, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("share: clone the mount of %s: %w", private, err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // read-only use
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return fmt.Errorf("share: make %s read-only: %w", share, err)
+	}
+	if err := os.Mkdir(share, 0o700); err != nil {
+		return fmt.Errorf("share: %w", err)
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, share, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("share: attach %s: %w", share, err)
+	}
+	return nil
+}
+
 // A Share is one container's part of the shared directory.
 type Share struct {
 	dir     string
