@@ -146,6 +146,7 @@ func (s *Service) start(ctx context.Context, t *task, p *process) error {
 func (s *Service) watchExec(t *task, p *process) {
 	defer close(p.told)
 	if s.awaitExit(p) {
+		p.streams.Drain()
 		s.tell(t, p)
 	}
 }
@@ -156,6 +157,7 @@ func (s *Service) watchInit(t *task) {
 	if !s.awaitExit(t.init) {
 		return
 	}
+	t.init.streams.Drain()
 	timer := time.NewTimer(execGrace)
 	defer timer.Stop()
 	for _, told := range t.end() {

@@ -14,17 +14,15 @@ import (
 	"github.com/husk-containers/husk/agent/channel"
 	"github.com/husk-containers/husk/agent/container"
 	"github.com/husk-containers/husk/agent/reap"
+	"github.com/husk-containers/husk/internal/version"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 	"github.com/husk-containers/husk/protocols/stream"
 )
 
-// version is set by the linker.
-var version = "devel"
-
 func main() {
 	started := agent.Uptime()
 	if len(os.Args) == 2 && os.Args[1] == "-version" {
-		fmt.Println(version)
+		fmt.Println(version.Get())
 		return
 	}
 	if os.Getpid() != 1 {
@@ -72,7 +70,7 @@ func run(started time.Duration) error {
 		return err
 	}
 	return agent.New(agent.Options{
-		Version:  version,
+		Version:  version.Get().String(),
 		Started:  started,
 		Runtime:  runtime,
 		Platform: boot.Machine{},

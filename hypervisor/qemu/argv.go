@@ -40,6 +40,11 @@ var (
 	validTag = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,35}$`)
 )
 
+// tcgCPU is all that TCG emulates but for the fast string instructions: the guest
+// takes their flags for a reason to copy with REP MOVSB, which TCG translates to
+// a byte at a time.
+const tcgCPU = "max,erms=off,fsrm=off"
+
 // sandbox denies every class of system calls that QEMU's filter knows of.
 const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -67,7 +72,7 @@ func argv(m machine) ([]string, error) {
 	case "kvm":
 		cpu = or(cpu, "host")
 	case "tcg":
-		cpu = or(cpu, "max")
+		cpu = or(cpu, tcgCPU)
 		accel = "tcg,thread=multi"
 	default:
 		bad("accelerator %q is neither kvm nor tcg", m.accelerator)

@@ -47,6 +47,7 @@ type Streams struct {
 	Stdout, Stderr io.WriteCloser
 
 	stdin *input
+	fifos []string // the outputs' paths
 }
 
 // Open opens what the URIs name, all or nothing. An output FIFO is waited for
@@ -81,10 +82,10 @@ func Open(ctx context.Context, u URIs, owner Owner) (_ *Streams, err error) {
 		}
 		return s, nil
 	}
-	if s.Stdout, err = openOutput(ctx, stdout); err != nil {
+	if s.Stdout, err = s.openOutput(ctx, stdout); err != nil {
 		return nil, fmt.Errorf("open stdout: %w", err)
 	}
-	if s.Stderr, err = openOutput(ctx, stderr); err != nil {
+	if s.Stderr, err = s.openOutput(ctx, stderr); err != nil {
 		return nil, fmt.Errorf("open stderr: %w", err)
 	}
 	return s, nil
@@ -161,7 +162,7 @@ func newOutput(w io.Writer, closers ...io.Closer) *output {
 func (o *output) Close() error { return o.close() }
 
 // openOutput opens a FIFO or a file.
-func openOutput(ctx context.Context, uri string) (io.WriteCloser, error) {
+func (s *Streams) openOutput(ctx context.Context, uri string) (io.WriteCloser, error) {
 	if uri == "" {
 		return nil, nil
 	}
@@ -178,6 +179,7 @@ func openOutput(ctx context.Context, uri string) (io.WriteCloser, error) {
 			return nil, err
 		}
 		if is {
+			s.fifos = append(s.fifos, path)
 			return openFIFO(ctx, path)
 		}
 	}

@@ -193,6 +193,54 @@ func TestOpenWaitsForAReader(t *testing.T) {
 	}
 }
 
+func TestDrainWaitsForTheReader(t *testing.T) {
+	path := mkfifo(t, "out")
+	client := reader(t, path)
+	s := open(t, URIs{Stdout: path})
+	if _, err := s.Stdout.Write(make([]byte, 100<<10)); err != nil {
+		t.Fatal(err)
+	}
+	s.Stdout.Close() //nolint:errcheck // written
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		drain(path, time.Hour)
+	}()
+	for range 100 {
+		select {
+		case <-drained:
+			t.Fatal("drained before everything was read")
+		default:
+		}
+		if _, err := io.ReadFull(client, make([]byte, 1<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-drained
+	if n, err := client.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("read %d, %v after the drain, want the end", n, err)
+	}
+}
+
+func TestDrainGivesUp(t *testing.T) {
+	path := mkfifo(t, "out")
+	client := reader(t, path)
+	s := open(t, URIs{Stdout: path})
+	if _, err := s.Stdout.Write([]byte("nobody will read this")); err != nil {
+		t.Fatal(err)
+	}
+	drain(path, time.Millisecond) // on a client that stopped reading
+	s.Stdout.Close()              //nolint:errcheck // written
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		drain(path, time.Hour)
+	}()
+	client.Close() //nolint:errcheck // read only
+	<-gone         // on a client that went away
+	s.Drain()      // on nobody
+}
+
 func TestFileIsAppendedTo(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "logs", "c1.log")
 	for range 2 {

@@ -17,6 +17,9 @@ import (
 // the last task was deleted.
 const settleTimeout = 15 * time.Second
 
+// tasks is where containerd keeps its tasks' bundles, below root and state.
+const tasks = "io.containerd.runtime.v2.task"
+
 const cgroupRoot = "/sys/fs/cgroup"
 
 // Close removes all containers, ends containerd, and returns what they left
@@ -29,15 +32,8 @@ func (d *Daemon) Close(ctx context.Context) (leftovers []string, err error) {
 		leftovers = append(leftovers, "process: "+p.String())
 	}
 	err = errors.Join(err, processErr, d.Stop(ctx))
-	// Below these, nothing outlives the container it belongs to.
-	for _, pattern := range []string{
-		"root/io.containerd.runtime.v2.task/*/*", "state/io.containerd.runtime.v2.task/*/*", "husk/*",
-	} {
-		paths, globErr := filepath.Glob(d.file(pattern))
-		err = errors.Join(err, globErr)
-		for _, path := range paths {
-			leftovers = append(leftovers, "file: "+path)
-		}
+	for _, path := range d.taskFiles() {
+		leftovers = append(leftovers, "file: "+path)
 	}
 	mounts, mountErr := d.mounts()
 	cgroups, cgroupErr := d.cgroups()
@@ -107,24 +103,44 @@ func (d *Daemon) list(ctx context.Context, args ...string) ([]string, error) {
 	return strings.Fields(string(out)), nil
 }
 
-// settle waits for the shims' processes to end. What outlives the time is not
-// an error here: Close reports it.
+// settle waits for the shims' processes to end, and for containerd to clean up
+// after those that died. What outlives the time is not an error here: Close
+// reports it.
 func (d *Daemon) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
 	for {
 		left, err := d.Processes()
-		if err != nil || len(left) == 0 {
+		if err != nil || len(left) == 0 && len(d.taskFiles()) == 0 {
 			return err
 		}
 		for _, p := range left {
-			if err := WaitExit(ctx, p.PID); errors.Is(err, context.DeadlineExceeded) {
-				return nil
-			} else if err != nil {
+			if err := WaitExit(ctx, p.PID); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 				return err
 			}
 		}
+		select {
+		case <-tick.C: // containerd tells nobody when its clean-up has ended
+		case <-ctx.Done():
+			return nil
+		}
 	}
+}
+
+// taskFiles lists what belongs to a task in the directories of containerd and
+// Husk: nothing, when there is no task.
+func (d *Daemon) taskFiles() []string {
+	var list []string
+	for _, pattern := range []string{"root/" + tasks + "/*/*", "state/" + tasks + "/*/*", "state/" + tasks + "/*/.*", "husk/*"} {
+		paths, err := filepath.Glob(d.file(pattern))
+		if err != nil {
+			panic(err) // the pattern is well-formed
+		}
+		list = append(list, paths...)
+	}
+	return list
 }
 
 // mounts lists the targets of mounts in this namespace that name the daemon.

@@ -178,6 +178,10 @@ type command struct {
 	stdout output
 	stderr output
 	cancel context.CancelFunc
+	ended  chan struct{} // closed when it has ended, as err tells
+	// drained is closed when stdout has all there is.
+	drained chan struct{}
+	err     error
 }
 
 func (e *env) start(args ...string) *command {
@@ -215,7 +219,8 @@ func (e *env) feed(data []byte, args ...string) result {
 // prepare is start up to launch.
 func (e *env) prepare(args ...string) *command {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.Context()), commandTimeout)
-	c := &command{e: e, cmd: e.d.Ctr(ctx, args...), cancel: cancel}
+	c := &command{e: e, cmd: e.d.Ctr(ctx, args...), cancel: cancel, ended: make(chan struct{})}
+	c.drained = c.ended
 	c.stdout.changed, c.stderr.changed = make(chan struct{}), make(chan struct{})
 	return c
 }
@@ -226,6 +231,10 @@ func (c *command) launch() {
 		c.cancel()
 		c.e.Fatal(err)
 	}
+	go func() { // ends with ctr, which the context bounds
+		defer close(c.ended)
+		c.err = c.cmd.Wait()
+	}()
 }
 
 // dumpShims has the shims print what each of their goroutines waits for, into
@@ -258,7 +267,8 @@ var deprecation = regexp.MustCompile(`(?m)^time=.* msg="DEPRECATION: .*\n`)
 func (c *command) wait() result {
 	c.e.Helper()
 	defer c.cancel()
-	err := c.cmd.Wait()
+	<-c.ended
+	err := c.err
 	r := result{c.stdout.String(), deprecation.ReplaceAllString(c.stderr.String(), ""), c.cmd.ProcessState.ExitCode()}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) || r.code < 0 {
@@ -271,8 +281,12 @@ func (c *command) wait() result {
 // expect waits until the output holds text.
 func (c *command) expect(text string) {
 	c.e.Helper()
-	if err := c.stdout.await(text, commandTimeout); err != nil {
-		c.e.dumpShims()
+	if err := c.stdout.await(text, commandTimeout, c.drained); err != nil {
+		select {
+		case <-c.ended:
+		default:
+			c.e.dumpShims()
+		}
 		c.e.Fatalf("ctr %s: %v; stderr %q", strings.Join(c.cmd.Args[1:], " "), err, c.stderr.String())
 	}
 }
@@ -299,7 +313,8 @@ func (o *output) String() string {
 	return string(o.data)
 }
 
-func (o *output) await(text string, limit time.Duration) error {
+// await waits for text, at most for the limit and until no more can come.
+func (o *output) await(text string, limit time.Duration, ended <-chan struct{}) error {
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	for {
@@ -311,6 +326,10 @@ func (o *output) await(text string, limit time.Duration) error {
 		}
 		select {
 		case <-changed:
+		case <-ended:
+			if !strings.Contains(o.String(), text) {
+				return fmt.Errorf("it ended without %q; output: %.4000q", text, o.String())
+			}
 		case <-deadline.C:
 			return fmt.Errorf("no %q in %v; output so far: %.4000q", text, limit, data)
 		}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"regexp"
@@ -138,6 +139,31 @@ func TestTaskPidIsTheMonitors(t *testing.T) {
 	})
 }
 
+// TestProductionPath wants the fast accelerator and carrier taken where they are.
+func TestProductionPath(t *testing.T) {
+	cpu, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat("/dev/vhost-vsock"); err != nil || !hasVirtualization(cpu) {
+		t.Skip("needs a CPU with vmx or svm, and /dev/vhost-vsock; the rig has them")
+	}
+	eachHusk(t, func(e *env) {
+		c := e.startSh("path", "echo ready; sleep 1000")
+		c.expect("ready")
+		args := strings.Join(e.process("qemu-system").Args, " ")
+		if !strings.Contains(args, "-accel kvm") || !strings.Contains(args, "vhost-vsock") {
+			e.Errorf("QEMU runs without KVM or vhost-vsock: %s", args)
+		}
+		e.must("task", "kill", "--signal", "SIGKILL", e.d.ID("path"))
+		c.wait()
+	})
+}
+
+func hasVirtualization(cpuinfo []byte) bool {
+	return bytes.Contains(cpuinfo, []byte(" vmx ")) || bytes.Contains(cpuinfo, []byte(" svm "))
+}
+
 // taskPID is the pid of a task as containerd has it.
 func (e *env) taskPID(id string) (pid int) {
 	e.Helper()
@@ -199,7 +225,7 @@ func (e *env) listen() *command {
 	c := e.start("events")
 	for i := range 100 {
 		e.must("image", "label", images.Busybox, fmt.Sprintf("try=%d", i))
-		if c.stdout.await("/images/update", time.Second) == nil {
+		if c.stdout.await("/images/update", time.Second, c.ended) == nil {
 			return c
 		}
 	}
@@ -210,7 +236,7 @@ func (e *env) listen() *command {
 // end ends a command that does not end by itself.
 func (c *command) end() {
 	c.cancel()
-	c.cmd.Wait() // its exit code is that of the signal
+	<-c.ended
 }
 
 // taskTopic is the topic in a line of `ctr events`.

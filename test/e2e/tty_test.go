@@ -17,7 +17,6 @@ import (
 type terminal struct {
 	*command
 	master console.Console
-	copied chan struct{} // closed when all output has been read
 }
 
 // startTTY runs ctr on a terminal of 40 rows and 120 columns.
@@ -35,12 +34,13 @@ func (e *env) startTTY(args ...string) *terminal {
 		e.Fatal(err)
 	}
 	defer slave.Close()
-	t := &terminal{command: e.prepare(args...), master: master, copied: make(chan struct{})}
+	t := &terminal{command: e.prepare(args...), master: master}
+	t.drained = make(chan struct{})
 	t.cmd.Stdin, t.cmd.Stdout, t.cmd.Stderr = slave, slave, slave
 	t.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	t.launch()
 	go func() { // ends when the last slave is closed, with ctr
-		defer close(t.copied)
+		defer close(t.drained)
 		io.Copy(&t.stdout, master)
 	}()
 	return t
@@ -51,7 +51,7 @@ func (t *terminal) wait() result {
 	t.e.Helper()
 	defer t.master.Close()
 	r := t.command.wait()
-	<-t.copied
+	<-t.drained
 	r.stdout = t.stdout.String()
 	return r
 }

@@ -105,7 +105,7 @@ func runE2E(r *report) error {
 }
 
 // rigTests are run in the rig, where a start is several times slower.
-const rigTests = "^(TestRunPrintsToBothStreams|TestExitCode|TestStdinReachesTheContainerAndEnds|TestExec)$"
+const rigTests = "^(TestProductionPath|TestRunPrintsToBothStreams|TestExitCode|TestStdinReachesTheContainerAndEnds|TestExec)$"
 
 func runRig(r *report) error {
 	if os.Geteuid() != 0 {
