@@ -20,9 +20,9 @@ type machine struct {
 	accelerator string // "kvm" or "tcg"
 	cpuModel    string // "" for the accelerator's best
 	// Descriptors, as QEMU numbers them.
-	qmpFD, consoleFD int
-	channel          channelDevice
-	shareFDs         []int // one for each hypervisor.Share in Devices, in order
+	qmpFD, consoleFD, kernelFD, initrdFD int
+	channel                              channelDevice
+	shareFDs                             []int // one for each hypervisor.Share in Devices, in order
 }
 
 // A channelDevice is the guest's end of the channel: exactly one of vsock and
@@ -61,11 +61,6 @@ func argv(m machine) ([]string, error) {
 	if m.MemoryMiB < 64 {
 		bad("%d MiB of memory, want at least 64", m.MemoryMiB)
 	}
-	for name, path := range map[string]string{"kernel": m.Kernel, "initrd": m.Initrd} {
-		if path == "" {
-			bad("no %s", name)
-		}
-	}
 	cpu := m.cpuModel
 	accel := "kvm"
 	switch m.accelerator {
@@ -91,8 +86,8 @@ func argv(m machine) ([]string, error) {
 		"-smp", strconv.Itoa(m.VCPUs),
 		"-m", size,
 		"-object", "memory-backend-memfd,id=ram,share=on,size=" + size,
-		"-kernel", m.Kernel,
-		"-initrd", m.Initrd,
+		"-kernel", inherited(m.kernelFD),
+		"-initrd", inherited(m.initrdFD),
 		"-append", kernelParams(m),
 		"-chardev", socket("qmp", m.qmpFD), "-mon", "chardev=qmp,mode=control",
 		"-chardev", socket("console", m.consoleFD), "-serial", "chardev:console",
@@ -144,6 +139,10 @@ func kernelParams(m machine) string {
 }
 
 func socket(id string, fd int) string { return fmt.Sprintf("socket,id=%s,fd=%d", id, fd) }
+
+// inherited names a descriptor as a file: QEMU's user need not be able to reach
+// the path that it was opened by.
+func inherited(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 func or(s, otherwise string) string {
 	if s == "" {

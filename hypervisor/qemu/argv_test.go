@@ -15,10 +15,10 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 func testMachine() machine {
 	return machine{
 		Config: hypervisor.Config{
-			ID: "demo", VCPUs: 2, MemoryMiB: 256, Kernel: "/k", Initrd: "/i", KernelParams: " husk.log=warn  debug ",
+			ID: "demo", VCPUs: 2, MemoryMiB: 256, KernelParams: " husk.log=warn  debug ",
 			Devices: []hypervisor.Device{hypervisor.Share{Tag: "husk", Dir: "/s"}},
 		},
-		machineType: "q35", accelerator: "tcg", qmpFD: 3, consoleFD: 4,
+		machineType: "q35", accelerator: "tcg", qmpFD: 3, consoleFD: 4, kernelFD: 7, initrdFD: 8,
 		channel:  channelDevice{fd: 5, param: "husk.channel=virtio-serial"},
 		shareFDs: []int{6},
 	}
@@ -70,8 +70,6 @@ func TestArgvRefusesWhatIsInvalid(t *testing.T) {
 		`id "a b"`:                   func(m *machine) { m.ID = "a b" },
 		"0 vCPUs":                    func(m *machine) { m.VCPUs = 0 },
 		"8 MiB of memory":            func(m *machine) { m.MemoryMiB = 8 },
-		"no kernel":                  func(m *machine) { m.Kernel = "" },
-		"no initrd":                  func(m *machine) { m.Initrd = "" },
 		`machine type "pc"`:          func(m *machine) { m.machineType = "pc" },
 		`accelerator "hvf"`:          func(m *machine) { m.accelerator = "hvf" },
 		`share tag "a,b"`:            func(m *machine) { m.Devices[0] = hypervisor.Share{Tag: "a,b"} },

@@ -186,18 +186,24 @@ func (q *QEMU) start(ctx context.Context, v *vm, m machine, kind string) error {
 	})
 	m.consoleFD = files.take(conFile)
 
+	for _, image := range []struct {
+		path string
+		fd   *int
+	}{{m.Kernel, &m.kernelFD}, {m.Initrd, &m.initrdFD}} {
+		f, err := os.Open(image.path)
+		if err != nil {
+			return err
+		}
+		*image.fd = files.take(f)
+	}
+
 	if err := q.spawn(v, m, files); err != nil {
 		return err
 	}
 	// QEMU's ends are QEMU's alone from here: its death is their end.
 	files.close()
 	if v.qmp, err = qmp.New(ctx, qmpConn); err != nil {
-		select {
-		case <-v.child.Done():
-			return fmt.Errorf("start qemu: %s", v.child.Cause())
-		case <-time.After(deathGrace):
-		}
-		return fmt.Errorf("start qemu: %w", err)
+		return fmt.Errorf("start qemu: %w", v.startCause(err))
 	}
 	return nil
 }

@@ -144,7 +144,7 @@ func (v *vm) supervise() {
 	var cause error
 	select {
 	case <-v.child.Done():
-		cause = v.childCause()
+		cause = v.deathCause()
 	case d := <-failed:
 		cause = v.helperCause(d)
 	}
@@ -166,10 +166,49 @@ func (v *vm) helperCause(d *virtiofs.Daemon) error {
 	defer grace.Stop()
 	select {
 	case <-v.child.Done():
-		return v.childCause()
+		return v.deathCause()
 	case <-grace.C:
-		return fmt.Errorf("virtiofsd has ended: %w", d.Err())
+		return d.Err()
 	}
+}
+
+// startCause says why QEMU did not get as far as to answer: a helper it depends
+// on has died, or it has itself, or else err.
+func (v *vm) startCause(err error) error {
+	select {
+	case <-v.child.Done():
+	case <-time.After(deathGrace):
+		return err
+	}
+	if err := v.helperKilled(); err != nil {
+		return err
+	}
+	return errors.New(v.child.Cause())
+}
+
+// helperKilled returns the error of a helper that was killed, if one was: that is
+// what ended QEMU, or will be what is wrong with it.
+func (v *vm) helperKilled() error {
+	for _, d := range v.daemons {
+		select {
+		case <-d.Done():
+			if d.Killed() {
+				return d.Err()
+			}
+		default:
+		}
+	}
+	return nil
+}
+
+// deathCause says why QEMU has ended, the killing of a helper first: it came
+// before, but may be seen later.
+func (v *vm) deathCause() error {
+	cause := v.childCause()
+	if err := v.helperKilled(); err != nil {
+		return err
+	}
+	return cause
 }
 
 // childCause says why QEMU ended; nil where the guest powered itself off.

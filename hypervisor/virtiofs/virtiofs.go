@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -229,6 +230,10 @@ func (d *Daemon) Err() error {
 	}
 	return fmt.Errorf("virtiofsd ended: %s", d.child.Cause())
 }
+
+// Killed tells, after Done, whether a signal ended the daemon; of itself it ends
+// when its peer does.
+func (d *Daemon) Killed() bool { return strings.HasPrefix(d.child.Status(), "killed by") }
 
 // Stop ends the daemon. It is killed: all that it has answered is in the host's
 // file system. Stop is idempotent.

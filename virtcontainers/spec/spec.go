@@ -25,6 +25,11 @@ const GuestShare = "/run/husk/share"
 // cgroupRoot holds the containers' cgroups in the guest.
 const cgroupRoot = "/husk"
 
+// guestVersion is the newest version of the spec that crun 1.8, the guest's
+// runtime, takes for known. Newer fields that it would not heed are refused by
+// name, so what is left says the same in the older version.
+const guestVersion = "1.0.2"
+
 // A Plan is a spec as the guest gets it, and what the host owes it.
 type Plan struct {
 	Spec *specs.Spec
@@ -76,6 +81,7 @@ func Transform(sp *specs.Spec, id string) (*Plan, error) {
 		return nil, err
 	}
 	out.Process = process
+	out.Version = guestVersion
 	p.note(sp)
 	root.Path = path.Join(GuestShare, id, "rootfs")
 	linux.CgroupsPath = path.Join(cgroupRoot, id)

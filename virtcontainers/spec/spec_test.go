@@ -19,7 +19,7 @@ func ptr[T any](v T) *T { return &v }
 // base is a spec that the guest can honour whole.
 func base() *specs.Spec {
 	return &specs.Spec{
-		Version:     "1.0.2",
+		Version:     "1.3.0",
 		Hostname:    "demo",
 		Annotations: map[string]string{"run.oci.handler": "wasm"},
 		Root:        &specs.Root{Path: "rootfs", Readonly: true},
