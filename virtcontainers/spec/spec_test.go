@@ -40,8 +40,12 @@ func base() *specs.Spec {
 			CgroupsPath: "/default/demo",
 			Sysctl:      map[string]string{"net.ipv4.ip_forward": "1", "net/core/somaxconn": "64", "kernel.msgmax": "9"},
 			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
-				{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.CgroupNamespace},
+				{Type: specs.PIDNamespace},
+				{Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace},
+				{Type: specs.MountNamespace},
+				{Type: specs.NetworkNamespace},
+				{Type: specs.CgroupNamespace},
 			},
 			Devices: []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}},
 			Resources: &specs.LinuxResources{
