@@ -1,5 +1,7 @@
 package spec
 
+//lint:file-ignore SA1019 Fields that are deprecated may still be set: they are refused by name.
+
 import (
 	"encoding/json"
 	"flag"
