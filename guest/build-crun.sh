@@ -20,7 +20,7 @@ die() {
 mkdir -p "$(dirname "$1")"
 out=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 
-deps="autoconf automake dpkg-dev gcc libc6-dev libcap-dev libseccomp-dev libtool libyajl-dev make pkg-config python3-minimal"
+deps="autoconf automake dpkg-dev gcc libc6-dev libcap-dev libseccomp-dev libtool libyajl-dev make pkg-config python3"
 linked="libc6-dev libcap-dev libseccomp-dev libyajl-dev"
 
 installed() {

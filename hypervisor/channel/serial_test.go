@@ -10,14 +10,7 @@ import (
 
 	guestchannel "github.com/husk-containers/husk/agent/channel"
 	"github.com/husk-containers/husk/internal/portmux"
-	"github.com/husk-containers/husk/protocols/stream"
 )
-
-func TestControlPort(t *testing.T) {
-	if portmux.ControlPort != stream.ControlPort {
-		t.Errorf("portmux has %d, protocols/stream has %d", portmux.ControlPort, stream.ControlPort)
-	}
-}
 
 func TestSerialParam(t *testing.T) {
 	s, err := OpenSerial()

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/husk-containers/husk/internal/child"
+	"github.com/husk-containers/husk/internal/hostcheck"
 )
 
 const (
@@ -36,6 +36,10 @@ type Options struct {
 	// Dir to share, absolute. Mounts made below it later are seen by the guest if
 	// the mounts of this process's mount namespace are shared.
 	Dir string
+	// SocketDir is an existing directory that nobody else may write to; the
+	// daemon's socket has a name there for a moment. Empty means the system's
+	// for temporary files.
+	SocketDir string
 	// Cache mode; empty means CacheAuto.
 	Cache Cache
 	// ThreadPoolSize is how many requests of a guest's queue run at once; zero
@@ -70,16 +74,14 @@ func Find() (string, error) {
 
 // Probe asks a virtiofsd which one it is.
 func Probe(ctx context.Context, path string) (Version, error) {
-	cmd := exec.CommandContext(ctx, path, "--version")
-	cmd.Env = []string{}
-	output, err := cmd.Output()
+	banner, err := hostcheck.AskVersion(ctx, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Version{}, fmt.Errorf("run %s: %w: %s", path, errdefs.ErrNotFound, remedy)
 	}
 	if err != nil {
 		return Version{}, fmt.Errorf("run %s --version: %w", path, err)
 	}
-	v, err := parseVersion(string(output))
+	v, err := parseVersion(banner)
 	if err != nil {
 		return Version{}, fmt.Errorf("run %s --version: %w: %s", path, err, remedy)
 	}
@@ -101,7 +103,7 @@ func start(ctx context.Context, opts Options) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	listener, client, err := connect()
+	listener, client, err := connect(opts.SocketDir)
 	if err != nil {
 		return nil, err
 	}
@@ -170,8 +172,8 @@ func (opts Options) spec(ctx context.Context) (child.Spec, error) {
 
 // connect makes the daemon's listening socket with the one connection to it already
 // waiting in its queue. The socket has a name for this moment alone, in a directory
-// of its own: nobody else can connect to it, and nothing stays on disk.
-func connect() (listener, client *os.File, err error) {
+// of its own below parent: nobody else can connect to it, and nothing stays there.
+func connect(parent string) (listener, client *os.File, err error) {
 	defer func() {
 		if err != nil {
 			listener.Close() // nil is fine
@@ -179,12 +181,18 @@ func connect() (listener, client *os.File, err error) {
 			listener, client, err = nil, nil, fmt.Errorf("connect a unix socket: %w", err)
 		}
 	}()
-	dir, err := os.MkdirTemp("", "husk-virtiofs-")
+	dir, err := os.MkdirTemp(parent, "husk-virtiofs-")
 	if err != nil {
 		return nil, nil, err
 	}
 	defer os.RemoveAll(dir)
-	addr := &unix.SockaddrUnix{Name: filepath.Join(dir, "s")}
+	opened, err := os.Open(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer opened.Close()
+	// However long the directory's name is, this one fits a socket's address.
+	addr := &unix.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/s", opened.Fd())}
 	if listener, err = socket("virtiofsd listener"); err != nil {
 		return listener, client, err
 	}

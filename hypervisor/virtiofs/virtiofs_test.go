@@ -81,15 +81,19 @@ func TestFind(t *testing.T) {
 }
 
 func TestConnectLeavesNothing(t *testing.T) {
-	t.Setenv("TMPDIR", t.TempDir())
-	listener, client, err := connect()
+	// Longer than the 108 bytes of a socket's address.
+	parent := filepath.Join(t.TempDir(), strings.Repeat("long", 50))
+	if err := os.Mkdir(parent, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	listener, client, err := connect(parent)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
 	defer client.Close()
-	if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) > 0 {
-		t.Errorf("left in %s: %v, %v", os.TempDir(), left, err)
+	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
+		t.Errorf("left in %s: %v, %v", parent, left, err)
 	}
 	fd, _, err := unix.Accept(int(listener.Fd()))
 	if err != nil {

@@ -67,7 +67,8 @@ type Child struct {
 }
 
 // Start runs a program with stdin from /dev/null and its output kept for Stderr.
-// The kernel kills it with SIGKILL when this process ends, however it ends.
+// The kernel kills it with SIGKILL when this process ends, however it ends. It
+// dumps no core, and is no better protected from the OOM killer than by default.
 func Start(spec Spec) (*Child, error) {
 	limit := spec.StderrLimit
 	if limit <= 0 {
@@ -114,8 +115,30 @@ func (c *Child) spawn(cmd *exec.Cmd, noNewPrivs bool) error {
 	}
 	c.process = cmd.Process
 	var err error
-	if c.startTime, err = StartTime(cmd.Process.Pid); err != nil { // not reaped yet: it is there
+	// Not reaped yet: it is there.
+	if c.startTime, err = StartTime(cmd.Process.Pid); err == nil {
+		err = confine(cmd.Process.Pid)
+	}
+	if err != nil {
 		return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
+	}
+	return nil
+}
+
+// confine takes from a process what it inherited and is not to have: the right to
+// dump its memory, which is a guest's, and a protection from the OOM killer, since
+// it is a guest that decides how much memory it takes.
+func confine(pid int) error {
+	if err := unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil); err != nil {
+		return fmt.Errorf("limit core dumps: %w", err)
+	}
+	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
+	score, err := os.ReadFile(path)
+	if err == nil && strings.HasPrefix(string(score), "-") {
+		err = os.WriteFile(path, []byte("0"), 0)
+	}
+	if err != nil {
+		return fmt.Errorf("set OOM score: %w", err)
 	}
 	return nil
 }

@@ -209,6 +209,34 @@ func TestCredentialsAndNamespaces(t *testing.T) {
 	}
 }
 
+// What a child may not inherit: its memory is a guest's, and so is its appetite.
+func TestNoCoreAndNoProtectionFromOOM(t *testing.T) {
+	const own = "/proc/self/oom_score_adj"
+	score, err := os.ReadFile(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(own, []byte("-1"), 0); err != nil {
+		t.Logf("without protection from the OOM killer: %v", err)
+	} else {
+		defer os.WriteFile(own, score, 0) //nolint:errcheck // as it was
+	}
+	c := shell(t, Spec{}, "read forever <&1")
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", c.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(limits)) {
+		if f := strings.Fields(line); strings.HasPrefix(line, "Max core file size") && (f[4] != "0" || f[5] != "0") {
+			t.Errorf("limits: %q", line)
+		}
+	}
+	got, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", c.PID()))
+	if err != nil || strings.HasPrefix(string(got), "-") {
+		t.Errorf("oom_score_adj is %q, %v", got, err)
+	}
+}
+
 func TestStop(t *testing.T) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()

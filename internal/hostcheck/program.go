@@ -19,13 +19,13 @@ var qemuBanner = regexp.MustCompile(`^QEMU emulator version (\d+)\.(\d+)(\.\d+)?
 // that is missing, does not run or is older than MinQEMU is an error.
 func QEMUVersion(ctx context.Context, path string) (string, error) {
 	const remedy = "install qemu-system-x86 " + MinQEMU + " or newer, or set hypervisor.path"
-	banner, err := askVersion(ctx, path)
+	banner, err := AskVersion(ctx, path)
 	if err != nil {
 		return "", fmt.Errorf("qemu %q: %w; %s", path, err, remedy)
 	}
 	m := qemuBanner.FindStringSubmatch(banner)
 	if m == nil {
-		return "", fmt.Errorf("qemu %q: is no QEMU, its version reads %q; %s", path, banner, remedy)
+		return "", fmt.Errorf("qemu %q: is no QEMU, its version reads %.200q; %s", path, banner, remedy)
 	}
 	version := m[1] + "." + m[2] + m[3]
 	major, errMajor := strconv.Atoi(m[1])
@@ -36,9 +36,12 @@ func QEMUVersion(ctx context.Context, path string) (string, error) {
 	return version, nil
 }
 
-// askVersion returns the first line that the program answers to --version.
-func askVersion(ctx context.Context, path string) (string, error) {
+// AskVersion runs the program at path, without an environment, and returns the
+// first line that it answers to --version. What it says of a failure is quoted in
+// the error, which does not name the program.
+func AskVersion(ctx context.Context, path string) (string, error) {
 	cmd := exec.CommandContext(ctx, path, "--version")
+	cmd.Env = []string{}
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -48,7 +51,7 @@ func askVersion(ctx context.Context, path string) (string, error) {
 	if err != nil {
 		said, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
 		if said != "" {
-			return "", fmt.Errorf("%w: %s", execCause(err), said)
+			return "", fmt.Errorf("%w: %.200q", execCause(err), said)
 		}
 		return "", execCause(err)
 	}

@@ -31,8 +31,9 @@ import (
 	"github.com/hashicorp/yamux"
 )
 
-// ControlPort is the host's port of the control connection, which the guest
-// dials first: protocols/stream has the same number.
+// ControlPort is the host's port of the control connection, which the guest dials
+// first. (vhost-vsock has one set of ports for the whole host, and names the port
+// on the guest's kernel command line.)
 const ControlPort uint32 = 1024
 
 const (

@@ -31,11 +31,6 @@ import (
 // Port is the guest port that stream connections are made to.
 const Port uint32 = 1025
 
-// ControlPort is the host port of the control connection where the carrier has
-// ports of its own for each VM; vhost-vsock has one set for the whole host and
-// names the port on the guest's kernel command line.
-const ControlPort uint32 = 1024
-
 // TokenLen is the length of a token in bytes.
 const TokenLen = 16
 
