@@ -79,8 +79,14 @@ e2e: deps build guest containerd-2.4 ## run the end-to-end tests on both contain
 	@$(SUITE) e2e
 
 .PHONY: rig
-rig: deps build guest ## run the end-to-end tests on KVM and vhost-vsock, in a host in a box
+rig: deps build guest ## run the end-to-end tests, or CMD, in a host in a box with KVM and vhost-vsock
+ifdef CMD
+	@CGO_ENABLED=0 go build -o $(BIN)/ ./test/rig
+	@CGO_ENABLED=0 go build -o $(BIN)/rig-init ./test/rig/init
+	@$(BIN)/rig -init $(BIN)/rig-init -- sh -c '$(subst ','\'',$(CMD))'
+else
 	@$(SUITE) rig
+endif
 
 .PHONY: bench
 bench: deps build guest ## measure, and print the tables of docs/numbers.md

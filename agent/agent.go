@@ -108,9 +108,11 @@ func New(opts Options) *Agent {
 }
 
 // Serve serves the control connection, which it closes, until the host has asked
-// for Shutdown and then closed it, or not done so for a second (nil), the connection is lost (ErrDisconnected), or ctx ends (its
-// cause). When it returns every process of every container has been killed and
-// no goroutine is left; what the runtime has on disk is left. It is called once.
+// for Shutdown and then closed it, or not done so for a second (nil), the
+// connection is lost (ErrDisconnected), ctx ends (its cause), or streams or OOM
+// events cannot be served any more. When it returns every process of every
+// container has been killed and no goroutine is left; what the runtime has on
+// disk is left. It is called once.
 func (a *Agent) Serve(ctx context.Context, control net.Conn) error {
 	ready := Uptime()
 	a.mu.Lock()
@@ -123,7 +125,10 @@ func (a *Agent) Serve(ctx context.Context, control net.Conn) error {
 	}
 	agentv1.RegisterAgentService(srv, service{a})
 
-	inner, cancel := context.WithCancel(ctx)
+	// The end of ctx does not reach the handlers before the connection is closed:
+	// what they would answer then is not about their containers.
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
 	var background sync.WaitGroup
 	failed := make(chan error, 2)
 	run := func(f func(context.Context) error) {
@@ -163,9 +168,9 @@ func (a *Agent) Serve(ctx context.Context, control net.Conn) error {
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}
-	cancel()
-	ln.Close()
 	control.Close()
+	ln.Close()
+	cancel()
 	srv.Close() //nolint:errcheck // the listener is closed already
 	a.close(context.WithoutCancel(ctx))
 	background.Wait()

@@ -38,6 +38,7 @@ type guest struct {
 	share    string
 	control  net.Conn // the host's end
 	streams  string   // path of the stream socket
+	end      context.CancelCauseFunc
 	served   chan error
 }
 
@@ -71,12 +72,14 @@ func newGuest(t *testing.T) *guest {
 		t.Fatal(err)
 	}
 	a := agent.New(agent.Options{Version: "test", Runtime: g.runtime, Platform: g.platform, Streams: streams})
-	go func() { g.served <- a.Serve(ctx, control) }()
+	serving, end := context.WithCancelCause(ctx)
+	g.end = end
+	go func() { g.served <- a.Serve(serving, control) }()
 	client := ttrpc.NewClient(g.control)
 	g.AgentClient = agentv1.NewAgentClient(client)
 	t.Cleanup(func() {
 		client.Close()
-		cancel()
+		end(nil)
 		<-g.served
 	})
 	return g

@@ -26,7 +26,7 @@ type Hypervisor struct {
 	Accelerator Accelerator `toml:"accelerator"`
 	// Machine type of QEMU.
 	Machine string `toml:"machine"`
-	// CPUModel is QEMU's; with "" it is host under KVM and max under TCG.
+	// CPUModel is QEMU's; with "" it is the best that the accelerator has.
 	CPUModel string `toml:"cpu_model"`
 	// DefaultVCPUs and DefaultMemoryMiB are for a pod without limits.
 	DefaultVCPUs     int `toml:"default_vcpus"`
@@ -60,7 +60,8 @@ type Runtime struct {
 	BootTimeout Duration `toml:"boot_timeout"`
 	// RequestTimeout bounds each call to the agent.
 	RequestTimeout Duration `toml:"request_timeout"`
-	// StopTimeout bounds a graceful shut-down, before the kill.
+	// StopTimeout bounds a graceful shut-down, before the kill, and the removal
+	// of a container.
 	StopTimeout Duration `toml:"stop_timeout"`
 	// DrainTimeout is how long output that nobody reads is held without progress.
 	DrainTimeout Duration `toml:"drain_timeout"`

@@ -4,13 +4,15 @@ package hypervisor
 
 import (
 	"context"
+	"errors"
 	"net"
 )
 
 // A Hypervisor boots virtual machines of one kind.
 type Hypervisor interface {
-	// Check tells what this host offers, or in one line why it cannot boot a
-	// VM and what mends that.
+	// Check tells what this host offers. It fails where that does not suffice for
+	// a VM: the error joins a line for each thing missing, with what mends it, and
+	// the same is in Capabilities.
 	Check(ctx context.Context) (Capabilities, error)
 	// Start boots a VM. Everything known beforehand is in cfg: there is no
 	// half-configured VM. On error nothing is left running or open. ctx bounds
@@ -44,23 +46,41 @@ type VM interface {
 // Capabilities is what a host offers to VMs of one kind.
 type Capabilities struct {
 	// Version of the monitor, such as "7.2.22".
-	Version string
+	Version Capability
 	// Accelerator that Start will use: "kvm" or "tcg".
-	Accelerator string
-	// AcceleratorReason says why it is not kvm; empty where it is.
-	AcceleratorReason string
+	Accelerator Capability
 	// Channel that Start will use: "vhost-vsock" or "virtio-serial".
-	Channel string
-	// ChannelReason says why it is not vhost-vsock; empty where it is.
-	ChannelReason string
+	Channel Capability
+}
+
+// A Capability is one thing that a VM needs, as this host has it.
+type Capability struct {
+	// Value is what there is; empty where there is nothing that serves.
+	Value string
+	// Reason says in one line why Value is not the best, or is empty, and what
+	// mends that. It is empty where the best is there, or the configuration wants
+	// no better.
+	Reason string
+}
+
+// Err returns the reasons why no VM can be booted, joined, or nil.
+func (c Capabilities) Err() error {
+	var errs []error
+	for _, one := range []Capability{c.Version, c.Accelerator, c.Channel} {
+		if one.Value == "" {
+			errs = append(errs, errors.New(one.Reason))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Config is all that is known of a VM before it boots.
 type Config struct {
 	// ID names the VM in logs and process titles: [A-Za-z0-9_.-], at most 128.
 	ID string
-	// Dir is an existing directory of this VM's own, mode 0700, for sockets and
-	// logs. The owner removes it after Stop.
+	// Dir is an existing directory of this VM's own to which nobody else may
+	// write: what needs a name on the host for a moment has it there. Its owner
+	// removes it after Stop, or after a Start that did not come to its end.
 	Dir string
 	// VCPUs is at least 1.
 	VCPUs int

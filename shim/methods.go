@@ -106,7 +106,7 @@ func (s *Service) delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 			return nil, err
 		}
 		t.set(p.id, nil)
-		p.abandon()
+		p.abandon(false)
 	} else {
 		if _, err := t.container.Delete(ctx); err != nil {
 			return nil, err

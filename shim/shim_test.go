@@ -217,6 +217,30 @@ func TestEndedFromOutside(t *testing.T) {
 	}
 }
 
+// Who waits for an exec that the task's end keeps from being started is told.
+func TestAnExecThatIsNotStartedEndsWithTheTask(t *testing.T) {
+	h := newHarness(t)
+	ctx := t.Context()
+	c := h.run("c")
+	if _, err := h.Exec(ctx, &api.ExecProcessRequest{ID: "c", ExecID: "e", Spec: &anypb.Any{Value: []byte(`{}`)}}); err != nil {
+		t.Fatal(err)
+	}
+	c.end(1)
+	h.wait("c", "")
+	if r, err := h.Wait(ctx, &api.WaitRequest{ID: "c", ExecID: "e"}); err != nil || r.ExitStatus != 255 {
+		t.Errorf("Wait: %v, %v; want 255", r, err)
+	}
+	if _, err := h.Start(ctx, &api.StartRequest{ID: "c", ExecID: "e"}); !errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) {
+		t.Errorf("Start: %v, want FailedPrecondition", err)
+	}
+	if _, err := h.Delete(ctx, &api.DeleteRequest{ID: "c"}); err != nil {
+		t.Error(err)
+	}
+	if want := []string{"create c", "start c", "added e", "exit c 1", "delete c"}; !slices.Equal(h.journal.read(), want) {
+		t.Errorf("told %v, want %v", h.journal.read(), want)
+	}
+}
+
 func TestNotReady(t *testing.T) {
 	s := newFakeSandbox()
 	l := listener(t)

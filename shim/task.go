@@ -53,7 +53,7 @@ type process struct {
 	// starting is open while the process is being started and its start has not
 	// been told; nil before.
 	starting chan struct{}
-	// failed is set for an exec that could not be started.
+	// failed is set for an exec that could not be started, or not in time.
 	failed bool
 }
 
@@ -88,6 +88,9 @@ func (t *task) set(execID string, p *process) {
 	if p == nil {
 		delete(t.execs, execID)
 		return
+	}
+	if t.ended {
+		p.abandon(true)
 	}
 	t.execs[execID] = p
 }
@@ -186,7 +189,8 @@ func (s *Service) awaitExit(p *process) bool {
 	}
 }
 
-// end marks the task as ended and returns what its exit has to wait for.
+// end marks the task as ended and returns what its exit has to wait for. Who waits
+// for an exec that was not started waits no more.
 func (t *task) end() (wait []<-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -195,11 +199,8 @@ func (t *task) end() (wait []<-chan struct{}) {
 		if p == nil {
 			continue
 		}
-		p.mu.Lock()
-		if p.starting != nil {
-			wait = append(wait, p.told)
-		}
-		p.mu.Unlock()
+		p.abandon(true)
+		wait = append(wait, p.told)
 	}
 	t.init.mu.Lock()
 	defer t.init.mu.Unlock()
@@ -220,12 +221,14 @@ func (s *Service) tell(t *task, p *process) {
 	})
 }
 
-// abandon ends the waiting for an exec that was deleted instead of started.
-func (p *process) abandon() {
+// abandon ends the waiting for an exec that is not started and will not be: it has
+// failed, or was deleted.
+func (p *process) abandon(failed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.starting == nil {
 		p.starting = make(chan struct{})
+		p.failed = failed
 		close(p.starting)
 		close(p.told)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/internal/version"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/refusal"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 )
 
@@ -72,7 +73,7 @@ func (s *Sandbox) bringUp(ctx context.Context, ph *phases) error {
 		Initrd:       s.config.Guest.Initrd,
 		KernelParams: "husk.log=" + string(s.config.Guest.LogLevel) + " " + s.config.Guest.KernelParams,
 		Devices:      []hypervisor.Device{hypervisor.Share{Tag: shareTag, Dir: s.shareDir()}},
-		Started:      func(p hypervisor.Process) error { return s.record.add(p.Name, p.PID) },
+		Started:      func(p hypervisor.Process) error { return s.record.Add(p.Name, p.PID) },
 	})
 	if err != nil {
 		return err
@@ -101,10 +102,10 @@ func (s *Sandbox) bringUp(ctx context.Context, ph *phases) error {
 		err = ph.hello.Validate()
 	}
 	if err != nil {
-		return s.bootCause(ctx, vm, fmt.Errorf("greet the agent: %w", newGuestError(err)))
+		return s.bootCause(ctx, vm, fmt.Errorf("greet the agent: %w", refusal.New(err)))
 	}
 	if _, err := agent.Configure(ctx, s.configuration()); err != nil {
-		return s.bootCause(ctx, vm, fmt.Errorf("configure the guest: %w", newGuestError(err)))
+		return s.bootCause(ctx, vm, fmt.Errorf("configure the guest: %w", refusal.New(err)))
 	}
 	ph.configured = time.Now()
 	s.mu.Lock()
@@ -176,32 +177,38 @@ func (s *Sandbox) supervise(vm hypervisor.VM) {
 // lostAgentGrace is how long a VM without its agent may take to end by itself.
 const lostAgentGrace = time.Second
 
+// oomPause is how long a container's next OOM is not told of: a guest in distress,
+// or a hostile one, reports without end.
+const oomPause = time.Second
+
 // watchEvents hands on what the guest reports, as far as it is about containers
-// that the host knows, until the guest ends.
+// that the host knows, until the guest ends. What it does not understand it reads
+// nonetheless: the control connection is not to fill up.
 func (s *Sandbox) watchEvents(agent agentv1.AgentClient) {
 	events, err := agent.WatchEvents(s.watchCtx, &agentv1.WatchEventsRequest{})
-	for err == nil {
+	for said := false; err == nil; {
 		var e *agentv1.Event
 		if e, err = events.Recv(); err != nil {
 			break
 		}
 		if err := e.Validate(); err != nil {
-			s.log.Warn("event from the guest", "err", err)
+			if !said {
+				s.log.Warn("event from the guest", "err", err)
+			}
+			said = true
 			continue
 		}
-		oom := e.GetOom()
-		if oom == nil {
+		c, unknown := s.Container(e.GetOom().GetContainerId())
+		if unknown != nil || time.Since(c.oomAt) < oomPause {
 			continue
 		}
-		if _, err := s.Container(oom.ContainerId); err != nil {
-			continue
-		}
+		c.oomAt = time.Now()
 		select {
-		case s.ooms <- oom.ContainerId:
+		case s.ooms <- c.id:
 		default: // a burst says no more than its first
 		}
 	}
-	if !s.lost(err) {
-		s.log.Debug("events from the guest have ended", "err", err)
+	if s.State() == SandboxRunning && !s.lost(err) {
+		s.log.Warn("events from the guest have ended", "err", refusal.New(err))
 	}
 }

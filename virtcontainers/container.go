@@ -5,26 +5,32 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/internal/undo"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/refusal"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
+	"github.com/husk-containers/husk/virtcontainers/streams"
 )
 
 // hostStep bounds one step of a container's teardown on the host.
 const hostStep = 10 * time.Second
+
+// Stdio is the host's end of a process's standard streams.
+type Stdio = streams.Stdio
 
 // ContainerConfig is what a container is made of.
 type ContainerConfig struct {
@@ -45,8 +51,13 @@ type Container struct {
 	undo       undo.Stack
 	init       *Process
 
-	mu    sync.Mutex
-	execs map[string]*Process
+	// oomAt is when an OOM was last told of; it is watchEvents' own.
+	oomAt time.Time
+
+	mu      sync.Mutex
+	execs   map[string]*Process
+	deleted bool
+	noted   map[string]bool // notes of the spec that have been logged
 }
 
 // ProcessInfo is one process of a container.
@@ -63,32 +74,35 @@ var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 // needs of the host is prepared while the guest may still be booting. On error
 // nothing of the container is left.
 func (s *Sandbox) CreateContainer(ctx context.Context, cfg ContainerConfig) (_ *Container, err error) {
-	defer func() { err = during(err, "create container %q", cfg.ID) }()
-	if !validID.MatchString(cfg.ID) {
-		cfg.Stdio.close()
-		return nil, fmt.Errorf("the id has other characters than letters, digits, '_', '.', '-', or is longer than 128: %w", errdefs.ErrInvalidArgument)
-	}
-	c := &Container{id: cfg.ID, bundle: cfg.Bundle, sandbox: s, execs: map[string]*Process{}}
+	defer func() { err = refusal.During(err, "create container %q", cfg.ID) }()
+	c := &Container{id: cfg.ID, bundle: cfg.Bundle, sandbox: s, execs: map[string]*Process{}, noted: map[string]bool{}}
 	c.init = newProcess(c, "", nil, cfg.Stdio)
-	if err := s.reserve(c); err != nil {
-		cfg.Stdio.close()
+	err = checkID(cfg.ID)
+	if err == nil {
+		err = s.reserve(c)
+	}
+	if err != nil {
+		cfg.Stdio.Close()
 		return nil, err
 	}
+	defer s.work.Done()
 	c.undo.Push("forget container", hostStep, func(context.Context) error { s.release(c); return nil })
 	c.undo.Push("close standard streams", hostStep, func(context.Context) error {
-		c.init.mu.Lock()
-		st := c.init.streams
-		c.init.mu.Unlock()
-		if st == nil {
-			cfg.Stdio.close()
-		}
-		st.close()
+		c.init.closeStreams()
+		c.dropExecs()
 		return nil
 	})
 	if err := c.create(ctx, cfg); err != nil {
 		return nil, errors.Join(err, c.undo.Run(ctx))
 	}
 	return c, nil
+}
+
+func checkID(id string) error {
+	if !validID.MatchString(id) {
+		return fmt.Errorf("the id has other characters than letters, digits, '_', '.', '-', or is longer than 128: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
@@ -98,9 +112,7 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 	if err != nil {
 		return err
 	}
-	for _, w := range plan.Notes {
-		s.log.Warn("spec field without meaning in a guest", "container", c.id, "field", w)
-	}
+	c.note(plan.Notes)
 	if err := s.checkSysctls(plan.Sysctls); err != nil {
 		return err
 	}
@@ -116,13 +128,11 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 	if err != nil {
 		return err
 	}
-	_, names, err := c.init.openStreams(ctx)
+	names, err := c.init.openStreams(ctx)
 	if err != nil {
 		return err
 	}
-	if p := plan.Spec.Process; p != nil && p.ConsoleSize != nil {
-		names.Columns, names.Rows = uint32(p.ConsoleSize.Width), uint32(p.ConsoleSize.Height)
-	}
+	setSize(names, plan.Spec.Process)
 	c.undo.Push("remove container in the guest", s.config.Runtime.StopTimeout.Duration, func(ctx context.Context) error {
 		err := s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 			_, err := a.RemoveContainer(ctx, &agentv1.RemoveContainerRequest{ContainerId: c.id})
@@ -155,31 +165,35 @@ func (c *Container) plan() (*spec.Plan, error) {
 	return spec.Transform(sp, c.id)
 }
 
+// note logs, once for the container, what means another thing in the guest.
+func (c *Container) note(notes []string) {
+	c.mu.Lock()
+	notes = slices.DeleteFunc(slices.Clone(notes), func(n string) bool { return c.noted[n] })
+	for _, n := range notes {
+		c.noted[n] = true
+	}
+	c.mu.Unlock()
+	for _, n := range notes {
+		c.sandbox.log.Warn("the spec speaks of the host, not of the guest", "container", c.id, "field", n)
+	}
+}
+
 // share puts the root file system and the bind mounts where the guest sees them.
 func (c *Container) share(rootfs []mount.Mount, plan *spec.Plan) error {
-	dir := filepath.Join(c.sandbox.privateDir(), c.id)
-	share, err := storage.New(dir)
+	share, err := storage.New(filepath.Join(c.sandbox.privateDir(), c.id), c.bundle, c.sandbox.clone)
 	if err != nil {
 		return err
 	}
 	c.undo.Push("unshare file systems", hostStep, func(context.Context) error { return share.Close() })
-	if err := share.Rootfs(rootfs, resolve(c.bundle, plan.RootPath)); err != nil {
+	if err := share.Rootfs(rootfs, plan.RootPath); err != nil {
 		return err
 	}
 	for i, b := range plan.Binds {
-		b.Source = resolve(c.bundle, b.Source)
 		if err := share.Bind(i, b); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func resolve(bundle, path string) string {
-	if path == "" || filepath.IsAbs(path) {
-		return path
-	}
-	return filepath.Join(bundle, path)
 }
 
 // ReadSpec reads the OCI spec of a bundle.
@@ -194,12 +208,6 @@ func ReadSpec(bundle string) (*specs.Spec, error) {
 	}
 	return &sp, nil
 }
-
-// ID returns the container's id.
-func (c *Container) ID() string { return c.id }
-
-// Bundle returns the directory the container was created from.
-func (c *Container) Bundle() string { return c.bundle }
 
 // Init returns the container's own process.
 func (c *Container) Init() *Process { return c.init }
@@ -218,45 +226,41 @@ func (c *Container) Process(execID string) (*Process, error) {
 	return nil, fmt.Errorf("exec %q of container %q: %w", execID, c.id, errdefs.ErrNotFound)
 }
 
-// Execs returns the execs that have not been deleted, in order of their ids.
-func (c *Container) Execs() []*Process {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var ps []*Process
-	for _, p := range c.execs {
-		ps = append(ps, p)
-	}
-	slices.SortFunc(ps, func(a, b *Process) int { return strings.Compare(a.id, b.id) })
-	return ps
-}
-
 // Exec adds a process to the container; nothing runs before its Start. The
 // container must run. It is AlreadyExists where the id is taken.
 func (c *Container) Exec(_ context.Context, id string, process *specs.Process, stdio Stdio) (*Process, error) {
-	var err error
-	switch {
-	case !validID.MatchString(id):
-		err = fmt.Errorf("the id has other characters than letters, digits, '_', '.', '-', or is longer than 128: %w", errdefs.ErrInvalidArgument)
-	case c.init.State() != Running:
-		err = fmt.Errorf("the container is %s, not running: %w", c.init.State(), errdefs.ErrFailedPrecondition)
-	default:
-		process, err = spec.TransformProcess(process, "process")
+	err := checkID(id)
+	if state := c.init.State(); err == nil && state != Running {
+		err = fmt.Errorf("the container is %s, not running: %w", state, errdefs.ErrFailedPrecondition)
 	}
-	p := newProcess(c, id, process, stdio)
+	var ours *specs.Process
 	if err == nil {
-		c.mu.Lock()
-		if c.execs[id] != nil {
-			err = errdefs.ErrAlreadyExists
-		} else {
-			c.execs[id] = p
-		}
-		c.mu.Unlock()
+		ours, err = spec.TransformProcess(process, "process")
+	}
+	p := newProcess(c, id, ours, stdio)
+	if err == nil {
+		err = c.add(p)
 	}
 	if err != nil {
-		stdio.close()
+		stdio.Close()
 		return nil, fmt.Errorf("exec %q in container %q: %w", id, c.id, err)
 	}
+	c.note(spec.ProcessNotes(process, "process"))
 	return p, nil
+}
+
+// add adds an exec.
+func (c *Container) add(p *Process) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.deleted {
+		return fmt.Errorf("the container has been deleted: %w", errdefs.ErrNotFound)
+	}
+	if c.execs[p.id] != nil {
+		return errdefs.ErrAlreadyExists
+	}
+	c.execs[p.id] = p
+	return nil
 }
 
 func (c *Container) forget(execID string) {
@@ -276,11 +280,15 @@ func (c *Container) Processes(ctx context.Context) ([]ProcessInfo, error) {
 		return err
 	})
 	if err != nil {
-		return nil, during(err, "list processes of container %q", c.id)
+		return nil, refusal.During(err, "list processes of container %q", c.id)
 	}
 	var ps []ProcessInfo
 	for _, p := range resp.Processes {
-		ps = append(ps, ProcessInfo{PID: p.Pid, ExecID: p.ExecId})
+		info := ProcessInfo{PID: p.Pid}
+		if _, err := c.Process(p.ExecId); err == nil { // ids are the host's
+			info.ExecID = p.ExecId
+		}
+		ps = append(ps, info)
 	}
 	return ps, nil
 }
@@ -289,10 +297,8 @@ func (c *Container) Processes(ctx context.Context) ([]ProcessInfo, error) {
 // FailedPrecondition while its init runs.
 func (c *Container) Delete(ctx context.Context) (Exit, error) {
 	if c.init.State() == Created {
-		// A container that was never started ends here.
-		if err := c.init.Kill(ctx, uint32(9), true); err != nil && !errdefs.IsNotFound(err) {
-			return Exit{}, err
-		}
+		// A container that was never started ends here, or with the VM.
+		c.init.Kill(ctx, uint32(unix.SIGKILL), true) //nolint:errcheck // its exit is told, or the guest is ended
 		select {
 		case <-c.init.Exited():
 		case <-ctx.Done():
@@ -303,16 +309,28 @@ func (c *Container) Delete(ctx context.Context) (Exit, error) {
 	if err != nil {
 		return Exit{}, err
 	}
-	for _, p := range c.Execs() {
-		if st := p.State(); st == Stopped || st == Created {
-			p.retire() //nolint:errcheck // it moved meanwhile: its own waiter ends it
-		}
-		c.forget(p.id)
-	}
 	if err := c.undo.Run(ctx); err != nil {
 		c.sandbox.log.Error("delete container", "container", c.id, "err", err)
 	}
 	return exit, nil
+}
+
+// dropExecs forgets the execs of a container that has ended, and takes no more.
+func (c *Container) dropExecs() {
+	c.mu.Lock()
+	execs := slices.Collect(maps.Values(c.execs))
+	clear(c.execs)
+	c.deleted = true
+	c.mu.Unlock()
+	for _, p := range execs {
+		if _, err := p.retire(); err != nil {
+			// Its end is still to be told, by the guest or the VM's own.
+			c.sandbox.spawn(func() {
+				<-p.Exited()
+				p.closeStreams()
+			})
+		}
+	}
 }
 
 // ms rounds a time for a log line.

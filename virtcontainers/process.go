@@ -3,7 +3,6 @@ package virtcontainers
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -13,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/refusal"
+	"github.com/husk-containers/husk/virtcontainers/streams"
 )
 
 // exitKilled is the status of a process whose VM went away under it: what a
@@ -37,23 +38,24 @@ type Process struct {
 	spec      *specs.Process // execs only
 	stdio     Stdio
 
+	created  time.Time
+	expected sync.Once     // for expectExit
+	answered chan struct{} // closed when nothing more is waited for from the guest
+	exited   chan struct{}
+
 	mu       sync.Mutex
 	state    ProcessState
 	starting bool
-	streams  *streams
+	streams  *streams.Set
 	exit     Exit
-	exited   chan struct{}
 }
 
 func newProcess(c *Container, id string, spec *specs.Process, stdio Stdio) *Process {
-	return &Process{id: id, container: c, spec: spec, stdio: stdio, state: Created, exited: make(chan struct{})}
+	return &Process{
+		id: id, container: c, spec: spec, stdio: stdio, state: Created,
+		created: time.Now(), answered: make(chan struct{}), exited: make(chan struct{}),
+	}
 }
-
-// ID is the exec id, empty for the container's init.
-func (p *Process) ID() string { return p.id }
-
-// Terminal tells whether the process has a terminal.
-func (p *Process) Terminal() bool { return p.stdio.Terminal }
 
 // State returns where the process is in its life.
 func (p *Process) State() ProcessState {
@@ -81,7 +83,8 @@ func (p *Process) name() string {
 }
 
 // Start runs the process: the container's own command for an init, the exec's
-// otherwise. It is FailedPrecondition on a process that was started before.
+// otherwise. It is FailedPrecondition on a process that was started before. An
+// exec that cannot be started has exited.
 func (p *Process) Start(ctx context.Context) error {
 	p.mu.Lock()
 	if p.state != Created || p.starting {
@@ -97,11 +100,15 @@ func (p *Process) Start(ctx context.Context) error {
 		p.container.sandbox.log.Info("container started", "container", p.container.id, "took", ms(time.Since(began)))
 	}
 
+	if err != nil && p.id != "" {
+		p.setExited(Exit{Status: exitUnknown, At: time.Now()})
+		p.closeStreams()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.starting = false
 	if err != nil {
-		return during(err, "start %s", p.name())
+		return refusal.During(err, "start %s", p.name())
 	}
 	if p.state == Created { // it may have exited already
 		p.state, _ = move(processMoves, p.name(), p.state, Running)
@@ -117,48 +124,66 @@ func (p *Process) start(ctx context.Context) error {
 			return err
 		})
 	}
-	raw, err := json.Marshal(p.spec)
+	p.mu.Lock()
+	spec := *p.spec // Resize may have changed it
+	p.mu.Unlock()
+	raw, err := json.Marshal(&spec)
 	if err != nil {
 		return err
 	}
-	st, names, err := p.openStreams(ctx)
+	names, err := p.openStreams(ctx)
 	if err != nil {
 		return err
 	}
-	if size := p.spec.ConsoleSize; size != nil {
-		names.Columns, names.Rows = uint32(size.Width), uint32(size.Height)
-	}
+	setSize(names, &spec)
 	err = s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 		_, err := a.ExecProcess(ctx, &agentv1.ExecProcessRequest{
 			ContainerId: p.container.id, ExecId: p.id, Process: raw, Streams: names,
 		})
 		return err
 	})
-	if err != nil {
-		st.close()
-		return err
+	if err == nil {
+		s.watch(p)
 	}
-	s.watch(p)
-	return nil
+	return err
+}
+
+// setSize gives a terminal the size that the process's spec names.
+func setSize(names *agentv1.Streams, p *specs.Process) {
+	if names.Terminal && p.ConsoleSize != nil {
+		names.Columns, names.Rows = uint32(p.ConsoleSize.Width), uint32(p.ConsoleSize.Height)
+	}
 }
 
 // openStreams connects the process's standard streams to the guest and starts to
 // copy them.
-func (p *Process) openStreams(ctx context.Context) (*streams, *agentv1.Streams, error) {
+func (p *Process) openStreams(ctx context.Context) (*agentv1.Streams, error) {
 	vm, err := p.container.sandbox.machine()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	cctx, cancel := context.WithTimeout(ctx, p.container.sandbox.config.Runtime.RequestTimeout.Duration)
+	ctx, cancel := p.container.sandbox.request(ctx)
 	defer cancel()
-	st, names, err := connect(cctx, vm.Dial, p.stdio)
+	st, names, err := streams.Connect(ctx, vm.Dial, p.stdio)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	p.mu.Lock()
 	p.streams = st
 	p.mu.Unlock()
-	return st, names, nil
+	return names, nil
+}
+
+func (p *Process) opened() *streams.Set {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.streams
+}
+
+// closeStreams closes the process's streams, connected or not.
+func (p *Process) closeStreams() {
+	p.opened().Close()
+	p.stdio.Close()
 }
 
 // awaitExit waits for the guest to tell of the exit, or for the VM's end, then
@@ -173,40 +198,71 @@ func (p *Process) awaitExit(ctx context.Context) {
 	if err == nil {
 		err = resp.Validate()
 	}
-	p.mu.Lock()
-	st := p.streams
-	p.mu.Unlock()
 	if err == nil {
-		st.delivered(resp.StdoutBytes, resp.StderrBytes, s.config.Runtime.DrainTimeout.Duration)
-		p.setExited(Exit{Status: resp.ExitStatus, At: time.Unix(0, resp.ExitedAtNs)})
+		close(p.answered)
+		p.opened().Deliver(resp.StdoutBytes, resp.StderrBytes, s.config.Runtime.DrainTimeout.Duration)
+		p.setExited(Exit{Status: resp.ExitStatus, At: between(p.created, time.Unix(0, resp.ExitedAtNs), time.Now())})
 		return
 	}
 	if s.lost(err) {
 		<-s.dead
-		st.close()
-		p.setExited(Exit{Status: exitKilled, At: time.Now()})
+		p.lose()
 		return
 	}
-	s.log.Error("wait for a process", "container", p.container.id, "exec", p.id, "err", err)
-	st.close()
-	p.setExited(Exit{Status: exitUnknown, At: time.Now()})
+	// An agent that is ending may have refused.
+	grace := time.NewTimer(lostAgentGrace)
+	defer grace.Stop()
+	select {
+	case <-s.dead:
+		p.lose()
+		return
+	case <-grace.C:
+	}
+	s.log.Error("wait for a process", "container", p.container.id, "exec", p.id, "err", refusal.New(err))
+	p.end(exitUnknown)
+}
+
+// lose ends a process whose VM is gone.
+func (p *Process) lose() { p.end(exitKilled) }
+
+// end ends a process of which the guest will tell nothing more.
+func (p *Process) end(status uint32) {
+	close(p.answered)
+	p.closeStreams()
+	p.setExited(Exit{Status: status, At: time.Now()})
+}
+
+// between returns t, or the bound that it is beyond: the guest's clock is not to
+// be relied on.
+func between(from, t, to time.Time) time.Time {
+	switch {
+	case t.Before(from):
+		return from
+	case t.After(to):
+		return to
+	}
+	return t
 }
 
 func (p *Process) setExited(e Exit) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	next, err := move(processMoves, p.name(), p.state, Stopped)
-	if err != nil {
-		return // deleted meanwhile: nobody waits any more
+	if err == nil {
+		p.state, p.exit = next, e
 	}
-	p.state, p.exit = next, e
-	p.streams.stopStdin()
+	st := p.streams
+	p.mu.Unlock()
+	if err != nil {
+		return // it had exited
+	}
+	st.StopStdin()
 	close(p.exited)
 }
 
 // Kill sends signal to the process, or with all to every process of the
-// container. It is NotFound once the process has exited. A guest whose container
-// is not seen to end after a SIGKILL is ended itself.
+// container. It is NotFound once the process has exited. A guest that does not tell
+// in time of the end of a container after a SIGKILL is ended itself, whatever it
+// answers here.
 func (p *Process) Kill(ctx context.Context, signal uint32, all bool) error {
 	p.mu.Lock()
 	state := p.state
@@ -218,18 +274,22 @@ func (p *Process) Kill(ctx context.Context, signal uint32, all bool) error {
 		return fmt.Errorf("kill %s: it has not been started: %w", p.name(), errdefs.ErrNotFound)
 	}
 	s := p.container.sandbox
+	final := p.id == "" && signal == uint32(unix.SIGKILL)
+	if final {
+		s.expectExit(p)
+	}
 	err := s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 		_, err := a.SignalProcess(ctx, &agentv1.SignalProcessRequest{
-			ContainerId: p.container.id, ExecId: p.id, Signal: signal, All: all,
+			ContainerId: p.container.id, ExecId: p.id, Signal: signal, All: all && p.id == "",
 		})
 		return err
 	})
-	if p.id == "" && signal == uint32(unix.SIGKILL) && (err == nil || errors.Is(err, context.DeadlineExceeded)) {
-		s.expectExit(p)
-		return nil
+	if final && err != nil && !errdefs.IsNotFound(err) {
+		s.log.Warn("the guest did not kill when told", "container", p.container.id, "err", err)
+		return nil // then it ends with the guest
 	}
 	if err != nil {
-		return during(err, "kill %s", p.name())
+		return refusal.During(err, "kill %s", p.name())
 	}
 	return nil
 }
@@ -240,7 +300,7 @@ func (p *Process) Resize(ctx context.Context, columns, rows uint32) error {
 		return fmt.Errorf("resize %s: it has no terminal: %w", p.name(), errdefs.ErrFailedPrecondition)
 	}
 	p.mu.Lock()
-	if p.state == Created && p.id != "" {
+	if p.state == Created && p.id != "" && !p.starting {
 		// The size is remembered and goes with the start.
 		p.spec.ConsoleSize = &specs.Box{Width: uint(columns), Height: uint(rows)}
 		p.mu.Unlock()
@@ -254,7 +314,7 @@ func (p *Process) Resize(ctx context.Context, columns, rows uint32) error {
 		return err
 	})
 	if err != nil {
-		return during(err, "resize %s", p.name())
+		return refusal.During(err, "resize %s", p.name())
 	}
 	return nil
 }
@@ -295,12 +355,8 @@ func (p *Process) retire() (Exit, error) {
 		return Exit{}, fmt.Errorf("delete: %w", err)
 	}
 	p.state = next
-	st, exit := p.streams, p.exit
+	exit := p.exit
 	p.mu.Unlock()
-	if st != nil {
-		st.close()
-	} else {
-		p.stdio.close()
-	}
+	p.closeStreams()
 	return exit, nil
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/internal/undo"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/record"
+	"github.com/husk-containers/husk/virtcontainers/refusal"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
 )
@@ -35,6 +37,10 @@ type Options struct {
 	Spec       *specs.Spec
 	Config     *config.Config
 	Hypervisor hypervisor.Hypervisor
+	// Clone returns a detached copy of the mount at a host path, with recursive
+	// also of those below it, as the host has them now. nil means as the process's
+	// own mount namespace has them.
+	Clone func(path string, recursive bool) (*os.File, error)
 	// Log receives what an operator must know; it names the sandbox. nil means
 	// slog.Default().
 	Log *slog.Logger
@@ -48,7 +54,8 @@ type Sandbox struct {
 	config *config.Config
 	hv     hypervisor.Hypervisor
 	log    *slog.Logger
-	record *record
+	clone  storage.Clone
+	record *record.Record
 	undo   undo.Stack
 	// hostname and sysctls of the guest as a whole, given once at boot.
 	hostname string
@@ -59,7 +66,8 @@ type Sandbox struct {
 	dead       chan struct{} // closed when the VM is gone
 	stopOnce   sync.Once
 	stopErr    error
-	// work counts the goroutines that serve the sandbox; watchCtx ends them.
+	// work counts the goroutines that serve the sandbox, and the containers that
+	// are being created; watchCtx ends the former.
 	work      sync.WaitGroup
 	watchCtx  context.Context //nolint:containedctx // the lifetime of the sandbox's own goroutines
 	endWatch  context.CancelFunc
@@ -92,7 +100,7 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	bootCtx, cancelBoot := context.WithCancelCause(context.WithoutCancel(ctx))
 	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Sandbox{
-		id: o.ID, dir: dir, config: o.Config, hv: o.Hypervisor, log: o.Log,
+		id: o.ID, dir: dir, config: o.Config, hv: o.Hypervisor, log: o.Log, clone: o.Clone,
 		hostname: hostname(o.Spec), sysctls: plan.Sysctls, cancelBoot: cancelBoot, booted: make(chan struct{}), dead: make(chan struct{}),
 		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), lostAgent: make(chan struct{}),
 		state: SandboxBooting, containers: map[string]*Container{},
@@ -119,11 +127,11 @@ func hostname(sp *specs.Spec) string {
 // prepare writes the record, which comes before any resource, and makes the
 // sandbox's directory.
 func (s *Sandbox) prepare(bundle string) error {
-	s.record = newRecord(bundle, s.dir)
-	if err := s.record.add("shim", os.Getpid()); err != nil {
+	s.record = record.New(bundle, s.dir)
+	if err := s.record.Add("shim", os.Getpid()); err != nil {
 		return err
 	}
-	s.undo.Push("remove the record", hostStep, func(context.Context) error { return s.record.remove() })
+	s.undo.Push("remove the record", hostStep, func(context.Context) error { return s.record.Remove() })
 	if err := os.MkdirAll(filepath.Dir(s.dir), 0o711); err != nil {
 		return err
 	}
@@ -133,7 +141,7 @@ func (s *Sandbox) prepare(bundle string) error {
 		}
 		return err
 	}
-	s.undo.Push("remove the directory", hostStep, func(context.Context) error { return removeTree(s.dir) })
+	s.undo.Push("remove the directory", hostStep, func(context.Context) error { return storage.RemoveTree(s.dir) })
 	if err := storage.Expose(s.privateDir(), s.shareDir()); err != nil {
 		return err
 	}
@@ -144,9 +152,6 @@ func (s *Sandbox) prepare(bundle string) error {
 // privateDir holds the containers' directories; shareDir shows it to the guest.
 func (s *Sandbox) privateDir() string { return filepath.Join(s.dir, "private") }
 func (s *Sandbox) shareDir() string   { return filepath.Join(s.dir, "share") }
-
-// ID returns the sandbox's id.
-func (s *Sandbox) ID() string { return s.id }
 
 // State returns where the sandbox is in its life.
 func (s *Sandbox) State() SandboxState {
@@ -197,6 +202,8 @@ func (s *Sandbox) Container(id string) (*Container, error) {
 	return nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
 }
 
+// reserve takes the id of a container that is being created; Stop waits for the
+// s.work.Done that follows.
 func (s *Sandbox) reserve(c *Container) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -207,6 +214,7 @@ func (s *Sandbox) reserve(c *Container) error {
 		return errdefs.ErrAlreadyExists
 	}
 	s.containers[c.id] = c
+	s.work.Add(1)
 	return nil
 }
 
@@ -269,23 +277,25 @@ func (s *Sandbox) spawn(f func()) bool {
 // watch begins to wait for the exit of a process that the guest knows.
 func (s *Sandbox) watch(p *Process) {
 	if !s.spawn(func() { p.awaitExit(s.watchCtx) }) {
-		p.setExited(Exit{Status: exitKilled, At: time.Now()})
+		p.lose()
 	}
 }
 
-// expectExit ends the VM where a process that was killed does not exit in time:
-// deletion completes, whatever the guest does.
+// expectExit ends the VM where the guest does not tell in time of the exit of a
+// process that was killed: deletion completes, whatever the guest does.
 func (s *Sandbox) expectExit(p *Process) {
 	patience := s.config.Runtime.StopTimeout.Duration + s.config.Runtime.DrainTimeout.Duration
-	s.spawn(func() {
-		timer := time.NewTimer(patience)
-		defer timer.Stop()
-		select {
-		case <-p.Exited():
-		case <-s.dead:
-		case <-timer.C:
-			s.fail(fmt.Errorf("%s did not end within %s of a SIGKILL: the guest hangs", p.name(), patience))
-		}
+	p.expected.Do(func() {
+		s.spawn(func() {
+			timer := time.NewTimer(patience)
+			defer timer.Stop()
+			select {
+			case <-p.answered:
+			case <-s.dead:
+			case <-timer.C:
+				s.fail(fmt.Errorf("%s did not end within %s of a SIGKILL: the guest hangs", p.name(), patience))
+			}
+		})
 	})
 }
 
@@ -341,17 +351,16 @@ func (s *Sandbox) stop(ctx context.Context) error {
 	began := time.Now()
 	gctx, cancel := context.WithTimeout(ctx, s.config.Runtime.StopTimeout.Duration)
 	defer cancel()
+	// From here on the VM's end is wanted, and there is nothing new to serve.
 	s.mu.Lock()
 	a, vm, running := s.agent, s.vm, s.state == SandboxRunning
+	s.state = SandboxStopped // allowed from every other state
 	s.mu.Unlock()
 	if running {
 		if _, err := a.Shutdown(gctx, &agentv1.ShutdownRequest{}); err != nil && !s.lost(err) {
-			s.log.Warn("the guest did not shut down when asked", "err", newGuestError(err))
+			s.log.Warn("the guest did not shut down when asked", "err", refusal.New(err))
 		}
 	}
-	s.mu.Lock()
-	s.state = SandboxStopped // allowed from every other state
-	s.mu.Unlock()
 	if vm != nil {
 		vm.Stop(gctx) //nolint:errcheck // the stack stops it again, and reports
 	}
@@ -361,11 +370,20 @@ func (s *Sandbox) stop(ctx context.Context) error {
 }
 
 // dropContainers takes back what the containers hold on the host once the VM is
-// gone and their processes have exited.
+// gone, their processes have exited, and none is being created.
 func (s *Sandbox) dropContainers(ctx context.Context) error {
 	s.endWatch()
-	s.work.Wait()
+	idle := make(chan struct{})
+	go func() { // ends with the work
+		defer close(idle)
+		s.work.Wait()
+	}()
 	var errs []error
+	select {
+	case <-idle:
+	case <-ctx.Done():
+		errs = append(errs, errors.New("something still works for the sandbox: a mount that hangs?"))
+	}
 	for _, c := range s.Containers() {
 		errs = append(errs, c.undo.Run(ctx))
 	}

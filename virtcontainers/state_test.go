@@ -3,6 +3,7 @@ package virtcontainers
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -37,6 +38,15 @@ func walk[S interface {
 			} else if !errdefs.IsFailedPrecondition(err) || got != from {
 				t.Errorf("%s to %s: %s, %v; want FailedPrecondition", from, to, got, err)
 			}
+		}
+	}
+}
+
+func TestAnExitIsBetweenItsProcesssBeginAndNow(t *testing.T) {
+	from, to := time.Unix(100, 0), time.Unix(200, 0)
+	for at, want := range map[int64]int64{100: 100, 150: 150, 200: 200, 99: 100, -1 << 33: 100, 201: 200, 1 << 33: 200} {
+		if got := between(from, time.Unix(at, 0), to); got.Unix() != want {
+			t.Errorf("%d became %d, want %d", at, got.Unix(), want)
 		}
 	}
 }

@@ -245,12 +245,13 @@ func TestCrunInside(t *testing.T) {
 		if out := read(); out != "y\n" {
 			t.Errorf("output %q", out)
 		}
+		if pids, err := c.Pids(ctx, "c"); len(pids) != 1 || err != nil || pids[0] != init.PID() {
+			t.Errorf("pids %v, %v", pids, err)
+		}
+		// What crun leaves of an exec that fails may be listed for a moment.
 		_, err = c.Exec(ctx, "c", "e", &specs.Process{Args: []string{"true"}, Cwd: "/nosuch"}, Stdio{})
 		if !errdefs.IsInvalidArgument(err) {
 			t.Errorf("exec in no directory: %v", err)
-		}
-		if pids, err := c.Pids(ctx, "c"); len(pids) != 1 || err != nil || pids[0] != init.PID() {
-			t.Errorf("pids %v, %v", pids, err)
 		}
 		if err := c.Kill(ctx, "c", syscall.SIGKILL); err != nil {
 			t.Fatal(err)

@@ -26,7 +26,7 @@ func newSandbox(ctx context.Context, d *bootstrap.Daemon) (*virtcontainers.Sandb
 	}
 	return virtcontainers.NewSandbox(ctx, virtcontainers.Options{
 		ID: d.ID, Namespace: d.Namespace, Bundle: d.Bundle, Spec: spec, Config: &cfg,
-		Hypervisor: newHypervisor(cfg.Hypervisor),
+		Hypervisor: newHypervisor(cfg.Hypervisor), Clone: d.Host.Clone,
 	})
 }
 

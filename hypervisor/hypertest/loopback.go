@@ -25,11 +25,20 @@ type Loopback struct {
 
 // Check implements hypervisor.Hypervisor.
 func (*Loopback) Check(context.Context) (hypervisor.Capabilities, error) {
-	return hypervisor.Capabilities{Version: "loopback", Accelerator: "tcg", Channel: "virtio-serial"}, nil
+	return hypervisor.Capabilities{
+		Version:     hypervisor.Capability{Value: "loopback"},
+		Accelerator: hypervisor.Capability{Value: "tcg"},
+		Channel:     hypervisor.Capability{Value: "virtio-serial"},
+	}, nil
 }
 
 // Start implements hypervisor.Hypervisor.
 func (l *Loopback) Start(_ context.Context, cfg hypervisor.Config) (hypervisor.VM, error) {
+	for i, d := range cfg.Devices {
+		if _, ok := d.(hypervisor.Share); !ok {
+			return nil, fmt.Errorf("device %d: %T is of no kind that this backend has", i, d)
+		}
+	}
 	if cfg.Started != nil {
 		// The monitor is this process: recorded, it would be killed.
 		if err := cfg.Started(hypervisor.Process{Name: "loopback", PID: os.Getpid()}); err != nil {
@@ -56,7 +65,10 @@ func (l *Loopback) Start(_ context.Context, cfg hypervisor.Config) (hypervisor.V
 	return v, nil
 }
 
-var errStopped = errors.New("stopped")
+var (
+	errStopped = errors.New("stopped")
+	errEnded   = errors.New("the VM has ended")
+)
 
 // A VM is a Loopback's.
 type VM struct {
@@ -84,6 +96,10 @@ func (v *VM) Accept(ctx context.Context) (net.Conn, error) {
 // Dial implements hypervisor.VM; it waits for the guest to listen.
 func (v *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	ln, err := v.guest.await(ctx, port)
+	if errors.Is(err, errEnded) {
+		<-v.done
+		return nil, v.ended()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +124,7 @@ func (v *VM) ended() error {
 	if v.err != nil {
 		return v.err
 	}
-	return errors.New("the VM has ended")
+	return errEnded
 }
 
 // Stop implements hypervisor.VM.
@@ -186,6 +202,10 @@ func (g *GuestEnd) Listen(port uint32) (net.Listener, error) {
 func (g *GuestEnd) keep(conn net.Conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.closed {
+		conn.Close() //nolint:errcheck // the machine has ended
+		return
+	}
 	g.conns = append(g.conns, conn)
 }
 
@@ -198,7 +218,7 @@ func (g *GuestEnd) await(ctx context.Context, port uint32) (*listener, error) {
 			return nil, context.Cause(ctx)
 		}
 		if g.closed {
-			return nil, errors.New("the VM has ended")
+			return nil, errEnded
 		}
 		g.cond.Wait()
 	}

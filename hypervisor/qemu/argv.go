@@ -81,7 +81,7 @@ func argv(m machine) ([]string, error) {
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", sandbox,
 		"-accel", accel,
-		"-machine", m.machineType + ",memory-backend=ram,usb=off,vmport=off,sata=off,smbus=off",
+		"-machine", m.machineType + ",memory-backend=ram,dump-guest-core=off,usb=off,vmport=off,sata=off,smbus=off",
 		"-cpu", cpu,
 		"-smp", strconv.Itoa(m.VCPUs),
 		"-m", size,

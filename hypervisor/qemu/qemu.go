@@ -33,7 +33,7 @@ type Options struct {
 	Path string
 	// Accelerator is "auto", "kvm" or "tcg". Auto is KVM where it is usable.
 	Accelerator string
-	// CPUModel is QEMU's; empty means host under KVM and max under TCG.
+	// CPUModel is QEMU's; empty means the best that the accelerator has.
 	CPUModel string
 	// Channels are the ways to the guest that are allowed, in order of
 	// preference: "vhost-vsock", "virtio-serial".
@@ -68,48 +68,55 @@ func New(o Options) *QEMU {
 func (q *QEMU) Check(ctx context.Context) (hypervisor.Capabilities, error) {
 	var c hypervisor.Capabilities
 	var err error
-	if c.Version, err = hostcheck.QEMUVersion(ctx, q.Path); err != nil {
-		return c, err
+	if c.Version.Value, err = hostcheck.QEMUVersion(ctx, q.Path); err != nil {
+		c.Version.Reason = err.Error()
 	}
-	if c.Accelerator, c.AcceleratorReason, err = q.pickAccelerator(); err != nil {
-		return c, err
-	}
-	c.Channel, c.ChannelReason, err = q.pickChannel()
-	return c, err
+	c.Accelerator = q.accelerator(kvmUsable)
+	c.Channel = q.channel(channel.VsockUsable)
+	return c, c.Err()
 }
 
-// pickAccelerator returns "kvm" or "tcg", and for tcg why it is not kvm.
-func (q *QEMU) pickAccelerator() (name, reason string, err error) {
+// accelerator is what a VM started now would run on.
+func (q *QEMU) accelerator(usable func() error) hypervisor.Capability {
 	if q.Accelerator == "tcg" {
-		return "tcg", `hypervisor.accelerator is "tcg"`, nil
+		return hypervisor.Capability{Value: "tcg"}
 	}
-	switch err := hostcheck.KVMUsable(); {
+	switch err := usable(); {
 	case err == nil:
-		return "kvm", "", nil
+		return hypervisor.Capability{Value: "kvm"}
 	case q.Accelerator == "kvm":
-		return "", "", fmt.Errorf(`hypervisor.accelerator is "kvm" but KVM is not usable: %w; or set it to "auto"`, err)
+		return hypervisor.Capability{Reason: fmt.Sprintf(`hypervisor.accelerator is "kvm" but KVM is not usable: %v, or set it to "auto"`, err)}
 	default:
-		return "tcg", err.Error(), nil
+		return hypervisor.Capability{Value: "tcg", Reason: err.Error()}
 	}
 }
 
-// pickChannel returns the first allowed channel that this host offers, and for
-// virtio-serial why it is not vhost-vsock.
-func (q *QEMU) pickChannel() (name, reason string, err error) {
-	reason = `hypervisor.channels does not allow it`
-	for _, c := range q.Channels {
-		switch c {
-		case "vhost-vsock":
-			err := channel.VsockUsable()
-			if err == nil {
-				return c, "", nil
-			}
-			reason = err.Error()
-		case "virtio-serial":
-			return c, reason, nil
-		}
+// kvmUsable tells whether KVM works, and works for the unprivileged.
+func kvmUsable() error {
+	if err := hostcheck.KVMUsable(); err != nil {
+		return err
 	}
-	return "", "", fmt.Errorf("no way to the guest: vhost-vsock: %s; virtio-serial: not allowed; allow one in hypervisor.channels", reason)
+	_, err := kvmGroup()
+	return err
+}
+
+// channel is the first allowed way to the guest that this host offers.
+func (q *QEMU) channel(vsockUsable func() error) hypervisor.Capability {
+	reason := ""
+	for _, c := range q.Channels {
+		if c == "vhost-vsock" {
+			if err := vsockUsable(); err != nil {
+				reason = err.Error()
+				continue
+			}
+			reason = ""
+		}
+		return hypervisor.Capability{Value: c, Reason: reason}
+	}
+	if reason == "" {
+		return hypervisor.Capability{Reason: "no way to the guest is allowed; allow one in hypervisor.channels"}
+	}
+	return hypervisor.Capability{Reason: "no way to the guest: " + reason + `, or allow "virtio-serial" in hypervisor.channels`}
 }
 
 // Start implements hypervisor.Hypervisor.
@@ -121,20 +128,18 @@ func (q *QEMU) Start(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM,
 		return nil, err
 	}
 	m := machine{Config: cfg, machineType: q.Machine, cpuModel: q.CPUModel}
-	var reason string
-	var err error
-	if m.accelerator, reason, err = q.pickAccelerator(); err != nil {
-		return nil, err
+	accelerator, way := q.accelerator(kvmUsable), q.channel(channel.VsockUsable)
+	for _, c := range []hypervisor.Capability{accelerator, way} {
+		if c.Value == "" {
+			return nil, errors.New(c.Reason)
+		}
 	}
-	if m.accelerator == "tcg" && q.Accelerator == "auto" {
-		q.Log.Warn("the guest runs under TCG, which is slow", "reason", reason)
-	}
-	kind, _, err := q.pickChannel()
-	if err != nil {
-		return nil, err
+	m.accelerator = accelerator.Value
+	if accelerator.Reason != "" {
+		q.Log.Warn("the guest runs under TCG, which is slow", "reason", accelerator.Reason)
 	}
 	v := &vm{log: q.Log, stopping: make(chan struct{}), done: make(chan struct{})}
-	if err := q.start(ctx, v, m, kind); err != nil {
+	if err := q.start(ctx, v, m, way.Value); err != nil {
 		return nil, errors.Join(err, v.held.Run(ctx))
 	}
 	go v.supervise()
@@ -147,6 +152,10 @@ func (q *QEMU) start(ctx context.Context, v *vm, m machine, kind string) error {
 	files := &inheritance{}
 	defer files.close()
 
+	uid, gid, err := q.account()
+	if err != nil {
+		return err
+	}
 	carrier, dev, err := openChannel(kind, files)
 	if err != nil {
 		return err
@@ -195,9 +204,13 @@ func (q *QEMU) start(ctx context.Context, v *vm, m machine, kind string) error {
 			return err
 		}
 		*image.fd = files.take(f)
+		// QEMU opens it once more: what counts then is the file's own mode.
+		if err := hostcheck.CheckReadable(f, uid, gid); err != nil {
+			return err
+		}
 	}
 
-	if err := q.spawn(v, m, files); err != nil {
+	if err := q.spawn(v, m, files, int(uid), int(gid)); err != nil {
 		return err
 	}
 	// QEMU's ends are QEMU's alone from here: its death is their end.
@@ -213,7 +226,7 @@ const deathGrace = 250 * time.Millisecond
 
 func (q *QEMU) startVirtiofsd(ctx context.Context, cfg hypervisor.Config, share hypervisor.Share) (*virtiofs.Daemon, error) {
 	return virtiofs.Start(ctx, virtiofs.Options{
-		Path: q.Virtiofsd, Dir: share.Dir, Cache: virtiofs.Cache(q.VirtiofsdCache),
+		Path: q.Virtiofsd, Dir: share.Dir, SocketDir: cfg.Dir, Cache: virtiofs.Cache(q.VirtiofsdCache),
 		Started: func(name string, pid int) error { return started(cfg, name, pid) },
 	})
 }
@@ -227,18 +240,14 @@ func started(cfg hypervisor.Config, name string, pid int) error {
 
 // spawn runs QEMU without privileges, in namespaces of its own: it has no
 // network, sees no other process, and holds only the descriptors in files.
-func (q *QEMU) spawn(v *vm, m machine, files *inheritance) error {
+func (q *QEMU) spawn(v *vm, m machine, files *inheritance, uid, gid int) error {
 	args, err := argv(m)
-	if err != nil {
-		return err
-	}
-	uid, gid, err := q.account()
 	if err != nil {
 		return err
 	}
 	spec := child.Spec{
 		Path: q.Path, Args: args, Dir: "/", ExtraFiles: files.files,
-		UID: int(uid), GID: int(gid), NoNewPrivs: true,
+		UID: uid, GID: gid, NoNewPrivs: true,
 		Namespaces: unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWPID | unix.CLONE_NEWUTS,
 	}
 	if m.accelerator == "kvm" {
@@ -293,7 +302,7 @@ func kvmGroup() ([]int, error) {
 	case st.Mode&0o060 == 0o060 && st.Gid != 0:
 		return []int{int(st.Gid)}, nil
 	}
-	return nil, fmt.Errorf("/dev/kvm has mode %#o and group %d: QEMU runs unprivileged and cannot open it: chgrp kvm /dev/kvm && chmod 660 /dev/kvm", st.Mode&0o777, st.Gid)
+	return nil, fmt.Errorf("/dev/kvm has mode %#o and group %d, and QEMU, which runs unprivileged, cannot open it; chgrp kvm /dev/kvm && chmod 660 /dev/kvm", st.Mode&0o777, st.Gid)
 }
 
 // openChannel opens the channel of that kind and gives the guest's end to QEMU.

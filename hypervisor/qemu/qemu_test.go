@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,6 +54,7 @@ func realQEMU(t *testing.T) (*QEMU, hypervisor.Config) {
 	share := t.TempDir()
 	return New(Options{
 		Path: path, Accelerator: "auto", Channels: []string{"virtio-serial"}, Machine: "q35", VirtiofsdCache: "auto",
+		Log: slog.New(slog.DiscardHandler),
 	}), hypervisor.Config{
 		ID: "test", Dir: t.TempDir(), VCPUs: 1, MemoryMiB: 128, Kernel: kernels[len(kernels)-1], Initrd: initrd,
 		Devices: []hypervisor.Device{hypervisor.Share{Tag: "husk", Dir: share}},
@@ -106,6 +108,13 @@ func TestQEMUIsConfinedAndItsDeathIsTheReason(t *testing.T) {
 		if !strings.Contains(string(status), want) {
 			t.Errorf("status of QEMU lacks %q:\n%s", want, status)
 		}
+	}
+	if groups := regexp.MustCompile(`(?m)^Groups:\t(.*)$`).FindSubmatch(status); groups == nil || len(strings.Fields(string(groups[1]))) > 1 {
+		t.Errorf("QEMU has the supplementary groups %q, want none but KVM's", groups)
+	}
+	limits, err := os.ReadFile("/proc/" + strconv.Itoa(v.PID()) + "/limits")
+	if err != nil || !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
+		t.Errorf("QEMU may dump core: %v\n%s", err, limits)
 	}
 	if uid := regexp.MustCompile(`(?m)^Uid:\t(\d+)`).FindSubmatch(status); uid == nil || len(uid[1]) != len("1879048192") {
 		t.Errorf("QEMU runs as uid %q, want one of its own", uid)
@@ -190,10 +199,19 @@ func TestStopIsIdempotentAndLeavesNoReason(t *testing.T) {
 
 func TestStartSaysWhatIsMissing(t *testing.T) {
 	q, cfg := realQEMU(t)
+	image, err := os.ReadFile(cfg.Initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := filepath.Join(t.TempDir(), "initrd")
+	if err := os.WriteFile(secret, image, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for want, change := range map[string]func(*QEMU, *hypervisor.Config){
 		"/nonexistent/qemu":    func(q *QEMU, _ *hypervisor.Config) { q.Path = "/nonexistent/qemu" },
 		"/nonexistent/kernel":  func(_ *QEMU, c *hypervisor.Config) { c.Kernel = "/nonexistent/kernel" },
 		"/nonexistent/initrd":  func(_ *QEMU, c *hypervisor.Config) { c.Initrd = "/nonexistent/initrd" },
+		"cannot read it":       func(_ *QEMU, c *hypervisor.Config) { c.Initrd = secret },
 		"no way to the guest":  func(q *QEMU, _ *hypervisor.Config) { q.Channels = nil },
 		"/nonexistent/virtiof": func(q *QEMU, _ *hypervisor.Config) { q.Virtiofsd = "/nonexistent/virtiofsd" },
 		"nosuchuser":           func(q *QEMU, _ *hypervisor.Config) { q.User = "nosuchuser" },

@@ -54,13 +54,16 @@ func (v *vm) Err() error {
 
 // Dial implements hypervisor.VM.
 func (v *vm) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	ctx, cancel := v.whileRunning(ctx)
+	dctx, cancel := v.whileRunning(ctx)
 	defer cancel()
-	conn, err := v.carrier.Dial(ctx, port)
-	if err != nil {
-		return nil, fmt.Errorf("dial guest port %d: %w", port, v.because(err))
+	conn, err := v.carrier.Dial(dctx, port)
+	switch {
+	case err == nil:
+		return conn, nil
+	case ctx.Err() == nil:
+		err = v.because(err)
 	}
-	return conn, nil
+	return nil, fmt.Errorf("dial guest port %d: %w", port, err)
 }
 
 // Accept implements hypervisor.VM. Where the guest does not call in time its
@@ -101,14 +104,22 @@ func (v *vm) because(err error) error {
 	case <-grace.C:
 		return err
 	}
-	if v.err != nil {
+	switch {
+	case v.err != nil:
 		return v.err
+	case v.isStopping():
+		return errors.New("the VM was stopped")
 	}
+	return fmt.Errorf("the guest has powered itself off%s", v.lastWords())
+}
+
+// isStopping reports whether Stop was called.
+func (v *vm) isStopping() bool {
 	select {
 	case <-v.stopping:
-		return errors.New("the VM was stopped")
+		return true
 	default:
-		return fmt.Errorf("the guest has powered itself off%s", v.lastWords())
+		return false
 	}
 }
 
@@ -144,14 +155,13 @@ func (v *vm) supervise() {
 	var cause error
 	select {
 	case <-v.child.Done():
-		cause = v.deathCause()
+		if !v.isStopping() { // a Stop that comes now is not why
+			cause = v.deathCause()
+		}
 	case d := <-failed:
-		cause = v.helperCause(d)
-	}
-	select {
-	case <-v.stopping:
-		cause = nil
-	default:
+		if !v.isStopping() {
+			cause = v.helperCause(d)
+		}
 	}
 	if err := v.held.Run(context.Background()); err != nil {
 		v.log.Error("release a VM", "err", err)

@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	"github.com/husk-containers/husk/config"
-	"github.com/husk-containers/husk/hypervisor/channel"
+	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/hypervisor/virtiofs"
 	"github.com/husk-containers/husk/internal/hostcheck"
 )
@@ -61,17 +61,16 @@ func Failed(results []Result) bool {
 }
 
 // Run checks this host for pods with the configuration at path, as config.Load
-// reads it. ctx bounds the programs that are asked for their versions.
-func Run(ctx context.Context, path string, explicit bool) []Result {
+// reads it, and with the hypervisor that backend makes for it. ctx bounds the
+// programs that are asked for their versions.
+func Run(ctx context.Context, path string, explicit bool, backend func(config.Hypervisor) hypervisor.Hypervisor) []Result {
 	cfg, results := configuration(path, explicit)
 	h := cfg.Hypervisor
+	results = append(results, monitor(ctx, backend(h), h)...)
 	return append(results,
-		qemu(ctx, h.Path),
-		kvm(h.Accelerator, hostcheck.KVMUsable),
-		guestChannel(h.Channels, channel.VsockUsable),
 		virtiofsd(ctx, h.Virtiofsd),
-		file("kernel", cfg.Guest.Kernel, hostcheck.CheckKernel),
-		file("image", cfg.Guest.Initrd, hostcheck.CheckInitrd),
+		file("kernel", cfg.Guest.Kernel, h.User, hostcheck.CheckKernel),
+		file("image", cfg.Guest.Initrd, h.User, hostcheck.CheckInitrd),
 		user(h.User),
 		tun(hostcheck.TunUsable),
 		hostCgroups(),
@@ -95,45 +94,30 @@ func configuration(path string, explicit bool) (config.Config, []Result) {
 	return config.Default(), append(results, Result{Warn, name, "what follows was checked with the defaults; correct the lines above"})
 }
 
-func qemu(ctx context.Context, path string) Result {
-	version, err := hostcheck.QEMUVersion(ctx, path)
-	if err != nil {
-		return Result{Fail, "qemu", err.Error()}
+// monitor tells what the hypervisor finds. What it lacks is in its Capabilities.
+func monitor(ctx context.Context, backend hypervisor.Hypervisor, h config.Hypervisor) []Result {
+	found, _ := backend.Check(ctx) //nolint:errcheck // see above
+	kvm := "/dev/kvm"
+	if found.Accelerator.Value == "tcg" {
+		kvm = `not used: hypervisor.accelerator is "tcg"`
 	}
-	return Result{OK, "qemu", path + " " + version}
+	return []Result{
+		capability("qemu", found.Version, h.Path+" "+found.Version.Value, ""),
+		capability("kvm", found.Accelerator, kvm, "pods run under TCG, many times slower: "),
+		capability("channel", found.Channel, found.Channel.Value, found.Channel.Value+" instead of vhost-vsock: "),
+	}
 }
 
-func kvm(want config.Accelerator, usable func() error) Result {
-	const name = "kvm"
-	err := usable()
+// capability words one finding: good where it is the best, or else its reason
+// after what that means.
+func capability(name string, c hypervisor.Capability, good, meaning string) Result {
 	switch {
-	case want == config.AcceleratorTCG:
-		return Result{OK, name, `not used: hypervisor.accelerator is "tcg"`}
-	case err == nil:
-		return Result{OK, name, "/dev/kvm"}
-	case want == config.AcceleratorKVM:
-		return Result{Fail, name, err.Error() + `, or set hypervisor.accelerator to "auto"`}
+	case c.Value == "":
+		return Result{Fail, name, c.Reason}
+	case c.Reason != "":
+		return Result{Warn, name, meaning + c.Reason}
 	}
-	return Result{Warn, name, "pods run under TCG, many times slower: " + err.Error()}
-}
-
-// guestChannel tells the first of the allowed channels that works.
-func guestChannel(allowed []config.Channel, vsockUsable func() error) Result {
-	const name = "channel"
-	var vsockErr error
-	for _, ch := range allowed {
-		switch {
-		case ch == config.ChannelVhostVsock:
-			if vsockErr = vsockUsable(); vsockErr == nil {
-				return Result{OK, name, "vhost-vsock by /dev/vhost-vsock"}
-			}
-		case vsockErr != nil:
-			return Result{Warn, name, string(ch) + " instead of vhost-vsock: " + vsockErr.Error()}
-		default:
-			return Result{OK, name, string(ch)}
-		}
-	}
-	return Result{Fail, name, fmt.Sprintf(`%v, or allow "virtio-serial" in hypervisor.channels`, vsockErr)}
+	return Result{OK, name, good}
 }
 
 func virtiofsd(ctx context.Context, path string) Result {
@@ -151,11 +135,35 @@ func virtiofsd(ctx context.Context, path string) Result {
 	return Result{OK, name, fmt.Sprintf("%s %s (%s)", path, version.Number, version.Dialect)}
 }
 
-func file(name, path string, check func(string) error) Result {
-	if err := check(path); err != nil {
+// file checks an image of the guest's, and that a VM's user can read it.
+func file(name, path, user string, check func(string) error) Result {
+	err := check(path)
+	if err == nil {
+		err = readable(path, user)
+	}
+	if err != nil {
 		return Result{Fail, name, err.Error()}
 	}
 	return Result{OK, name, path}
+}
+
+// nobody is in the range of the uids that VMs have of their own.
+const nobody = 1<<31 - 2
+
+func readable(path, user string) error {
+	uid, gid := uint32(nobody), uint32(nobody)
+	if user != "" {
+		var err error
+		if uid, gid, err = hostcheck.LookupUser(user); err != nil {
+			return nil // it has its own line
+		}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return hostcheck.CheckReadable(f, uid, gid)
 }
 
 func user(name string) Result {

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/husk-containers/husk/config"
+	"github.com/husk-containers/husk/hypervisor"
+	"github.com/husk-containers/husk/hypervisor/qemu"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -70,7 +73,9 @@ func TestRun(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir, path := host(t, tt.replace...)
-			results := Run(t.Context(), path, true)
+			results := Run(t.Context(), path, true, func(h config.Hypervisor) hypervisor.Hypervisor {
+				return qemu.New(qemu.Options{Path: h.Path, Accelerator: string(h.Accelerator), Channels: []string{string(h.Channels[0])}})
+			})
 			if Failed(results) != tt.failed {
 				t.Errorf("failed is %v", !tt.failed)
 			}
@@ -124,48 +129,52 @@ func TestConfiguration(t *testing.T) {
 	})
 }
 
+// A backend finds what it is told to.
+type backend struct {
+	hypervisor.Hypervisor
+	found hypervisor.Capabilities
+}
+
+func (b backend) Check(context.Context) (hypervisor.Capabilities, error) {
+	return b.found, b.found.Err()
+}
+
+func TestMonitor(t *testing.T) {
+	had := func(value string) hypervisor.Capability { return hypervisor.Capability{Value: value} }
+	second := func(value string) hypervisor.Capability {
+		return hypervisor.Capability{Value: value, Reason: "cause; remedy"}
+	}
+	h := config.Hypervisor{Path: "/qemu"}
+	for _, tt := range []struct {
+		name  string
+		found hypervisor.Capabilities
+		want  []Result
+	}{
+		{"best", hypervisor.Capabilities{Version: had("7.2.22"), Accelerator: had("kvm"), Channel: had("vhost-vsock")}, []Result{
+			{OK, "qemu", "/qemu 7.2.22"}, {OK, "kvm", "/dev/kvm"}, {OK, "channel", "vhost-vsock"},
+		}},
+		{"chosen", hypervisor.Capabilities{Version: had("10.0"), Accelerator: had("tcg"), Channel: had("virtio-serial")}, []Result{
+			{OK, "qemu", "/qemu 10.0"}, {OK, "kvm", `not used: hypervisor.accelerator is "tcg"`}, {OK, "channel", "virtio-serial"},
+		}},
+		{"second best", hypervisor.Capabilities{Version: had("10.0"), Accelerator: second("tcg"), Channel: second("virtio-serial")}, []Result{
+			{OK, "qemu", "/qemu 10.0"},
+			{Warn, "kvm", "pods run under TCG, many times slower: cause; remedy"},
+			{Warn, "channel", "virtio-serial instead of vhost-vsock: cause; remedy"},
+		}},
+		{"nothing", hypervisor.Capabilities{Version: second(""), Accelerator: second(""), Channel: second("")}, []Result{
+			{Fail, "qemu", "cause; remedy"}, {Fail, "kvm", "cause; remedy"}, {Fail, "channel", "cause; remedy"},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, monitor(t.Context(), backend{found: tt.found}, h)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func usable() error   { return nil }
 func unusable() error { return errors.New("cause; remedy") }
-
-func TestKVM(t *testing.T) {
-	for _, tt := range []struct {
-		want   config.Accelerator
-		usable func() error
-		level  Level
-		text   string
-	}{
-		{config.AcceleratorAuto, usable, OK, "/dev/kvm"},
-		{config.AcceleratorAuto, unusable, Warn, "pods run under TCG, many times slower: cause; remedy"},
-		{config.AcceleratorKVM, usable, OK, "/dev/kvm"},
-		{config.AcceleratorKVM, unusable, Fail, `cause; remedy, or set hypervisor.accelerator to "auto"`},
-		{config.AcceleratorTCG, usable, OK, `not used: hypervisor.accelerator is "tcg"`},
-		{config.AcceleratorTCG, unusable, OK, `not used: hypervisor.accelerator is "tcg"`},
-	} {
-		if got, want := kvm(tt.want, tt.usable), (Result{tt.level, "kvm", tt.text}); got != want {
-			t.Errorf("%s: got %v, want %v", tt.want, got, want)
-		}
-	}
-}
-
-func TestChannel(t *testing.T) {
-	const vsock, serial = config.ChannelVhostVsock, config.ChannelVirtioSerial
-	for _, tt := range []struct {
-		allowed []config.Channel
-		usable  func() error
-		level   Level
-		text    string
-	}{
-		{[]config.Channel{vsock, serial}, usable, OK, "vhost-vsock by /dev/vhost-vsock"},
-		{[]config.Channel{vsock, serial}, unusable, Warn, "virtio-serial instead of vhost-vsock: cause; remedy"},
-		{[]config.Channel{vsock}, unusable, Fail, `cause; remedy, or allow "virtio-serial" in hypervisor.channels`},
-		{[]config.Channel{serial}, unusable, OK, "virtio-serial"},
-		{[]config.Channel{serial, vsock}, usable, OK, "virtio-serial"},
-	} {
-		if got, want := guestChannel(tt.allowed, tt.usable), (Result{tt.level, "channel", tt.text}); got != want {
-			t.Errorf("%v: got %v, want %v", tt.allowed, got, want)
-		}
-	}
-}
 
 func TestTun(t *testing.T) {
 	if got := tun(usable); got.Level != OK {

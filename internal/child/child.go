@@ -68,7 +68,8 @@ type Child struct {
 
 // Start runs a program with stdin from /dev/null and its output kept for Stderr.
 // The kernel kills it with SIGKILL when this process ends, however it ends. It
-// dumps no core, and is no better protected from the OOM killer than by default.
+// is no better protected from the OOM killer than by default. Neither it nor, from
+// then on, this process dumps core.
 func Start(spec Spec) (*Child, error) {
 	limit := spec.StderrLimit
 	if limit <= 0 {
@@ -106,6 +107,11 @@ func (c *Child) spawn(cmd *exec.Cmd, noNewPrivs bool) error {
 			return fmt.Errorf("set no_new_privs: %w", err)
 		}
 	}
+	// A helper's memory is its guest's, and what this process holds is too. Set
+	// here, there is no moment at which the child has another limit.
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
 	// Descriptors that this process inherited may lack close-on-exec.
 	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("mark descriptors close-on-exec (needs Linux 5.11): %w", err)
@@ -117,7 +123,7 @@ func (c *Child) spawn(cmd *exec.Cmd, noNewPrivs bool) error {
 	var err error
 	// Not reaped yet: it is there.
 	if c.startTime, err = StartTime(cmd.Process.Pid); err == nil {
-		err = confine(cmd.Process.Pid)
+		err = exposeToOOM(cmd.Process.Pid)
 	}
 	if err != nil {
 		return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
@@ -125,13 +131,9 @@ func (c *Child) spawn(cmd *exec.Cmd, noNewPrivs bool) error {
 	return nil
 }
 
-// confine takes from a process what it inherited and is not to have: the right to
-// dump its memory, which is a guest's, and a protection from the OOM killer, since
-// it is a guest that decides how much memory it takes.
-func confine(pid int) error {
-	if err := unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil); err != nil {
-		return fmt.Errorf("limit core dumps: %w", err)
-	}
+// exposeToOOM takes from a process the protection from the OOM killer that it
+// inherited: it is a guest that decides how much memory it takes.
+func exposeToOOM(pid int) error {
 	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
 	score, err := os.ReadFile(path)
 	if err == nil && strings.HasPrefix(string(score), "-") {

@@ -221,7 +221,8 @@ func TestNoCoreAndNoProtectionFromOOM(t *testing.T) {
 	} else {
 		defer os.WriteFile(own, score, 0) //nolint:errcheck // as it was
 	}
-	c := shell(t, Spec{}, "read forever <&1")
+	r, _ := pipe(t)
+	c := shell(t, Spec{ExtraFiles: []*os.File{r}}, "read forever <&3")
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", c.PID()))
 	if err != nil {
 		t.Fatal(err)

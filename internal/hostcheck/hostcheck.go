@@ -81,6 +81,28 @@ func openImage(path string) (*os.File, int64, error) {
 	return nil, 0, err
 }
 
+// CheckReadable returns nil where a process with these ids and no capabilities may
+// read f, as far as the file's mode tells: an access control list is taken to
+// allow it.
+func CheckReadable(f *os.File, uid, gid uint32) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("%q: %w", f.Name(), err)
+	}
+	bit := uint32(unix.S_IROTH)
+	switch {
+	case st.Uid == uid:
+		bit = unix.S_IRUSR
+	case st.Gid == gid:
+		bit = unix.S_IRGRP
+	}
+	if _, err := unix.Fgetxattr(int(f.Fd()), "system.posix_acl_access", nil); err == nil || st.Mode&bit != 0 {
+		return nil
+	}
+	return fmt.Errorf("%q has mode %#o and owner %d, and QEMU, which runs unprivileged, cannot read it; chmod a+r %[1]s, or set hypervisor.user to its owner",
+		f.Name(), st.Mode&0o777, st.Uid)
+}
+
 // cause strips the operation and the path, which the caller names itself.
 func cause(err error) error {
 	var pe *fs.PathError

@@ -233,7 +233,7 @@ func TestQEMUVersion(t *testing.T) {
 		{"older", "echo 'QEMU emulator version 5.2.0'", "", "version 5.2.0 is not supported"},
 		{"another program", "echo 'GNU hello 1.0'", "", `is no QEMU, its version reads "GNU hello 1.0"`},
 		{"silent", "true", "", "is no QEMU"},
-		{"broken", "echo missing library >&2; exit 127", "", "exit status 127: missing library"},
+		{"broken", "echo missing library >&2; exit 127", "", `exit status 127: "missing library"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := program(t, tt.script)
@@ -254,6 +254,34 @@ func TestQEMUVersion(t *testing.T) {
 		_, err := QEMUVersion(ctx, program(t, "exec cat"))
 		wantError(t, err, "context canceled")
 	})
+}
+
+func TestCheckReadable(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "kernel"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	own, ownGroup := uint32(os.Geteuid()), uint32(os.Getegid())
+	const other = 1<<31 - 2
+	for _, tt := range []struct {
+		mode     os.FileMode
+		uid, gid uint32
+		want     string
+	}{
+		{0o644, other, other, ""},
+		{0o600, other, other, "has mode 0600"},
+		{0o640, other, other, "chmod a+r " + f.Name()},
+		{0o640, other, ownGroup, ""},
+		{0o604, other, ownGroup, "has mode 0604"},
+		{0o400, own, other, ""},
+		{0o044, own, ownGroup, "has mode 044"},
+	} {
+		if err := f.Chmod(tt.mode); err != nil {
+			t.Fatal(err)
+		}
+		wantError(t, CheckReadable(f, tt.uid, tt.gid), tt.want)
+	}
 }
 
 func TestLookupUser(t *testing.T) {

@@ -32,7 +32,7 @@ func TestCloneSeesLaterMounts(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(source, "file")); err == nil {
 				return errors.New("the mount is seen without Clone: the test proves nothing")
 			}
-			tree, err := ns.Clone(source)
+			tree, err := ns.Clone(source, true)
 			if err != nil {
 				return err
 			}
@@ -58,7 +58,7 @@ func TestCloneSeesLaterMounts(t *testing.T) {
 	if err := <-result; err != nil {
 		t.Error(err)
 	}
-	if _, err := ns.Clone(filepath.Join(source, "missing")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := ns.Clone(filepath.Join(source, "missing"), false); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a path that is missing: %v", err)
 	}
 }

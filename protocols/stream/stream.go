@@ -34,7 +34,7 @@ const Port uint32 = 1025
 // TokenLen is the length of a token in bytes.
 const TokenLen = 16
 
-// handshakeTimeout bounds Accept: a peer that connects says who it is at once.
+// handshakeTimeout bounds ReadToken: a peer that connects says who it is at once.
 const handshakeTimeout = 30 * time.Second
 
 const (

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	containerdlog "github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/internal/hostns"
@@ -89,6 +90,10 @@ func (p Program) daemon(req request) (err error) {
 	defer ready.Close() //nolint:errcheck // Ready has closed it
 	log, err := openLog("log")
 	if err != nil {
+		return err
+	}
+	// Libraries have a log of their own. By ttrpc's a guest could fill ours.
+	if err := containerdlog.SetLevel("fatal"); err != nil {
 		return err
 	}
 	slog.SetDefault(slog.New(log.handler(d.Level)).With("sandbox", req.id))

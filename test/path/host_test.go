@@ -231,18 +231,29 @@ func (s eventSink) Forward(_ context.Context, r *eventsapi.ForwardRequest) (*emp
 // expectEvents waits until containerd was told of exactly these, in order.
 func (h *host) expectEvents(want ...string) {
 	h.t.Helper()
+	h.awaitEvents(fmt.Sprintf("%q", want), func(got []string) bool { return slices.Equal(got, want) })
+}
+
+// expectLast waits until this is the last that containerd was told of.
+func (h *host) expectLast(want string) {
+	h.t.Helper()
+	h.awaitEvents("that end in "+want, func(got []string) bool { return len(got) > 0 && got[len(got)-1] == want })
+}
+
+func (h *host) awaitEvents(want string, satisfied func([]string) bool) {
+	h.t.Helper()
 	deadline := time.After(wait)
 	for {
 		h.mu.Lock()
 		got := slices.Clone(h.told)
 		h.mu.Unlock()
-		if slices.Equal(got, want) {
+		if satisfied(got) {
 			return
 		}
 		select {
 		case <-h.telled:
 		case <-deadline:
-			h.t.Fatalf("events %q, want %q", got, want)
+			h.t.Fatalf("events %q, want %s", got, want)
 		}
 	}
 }
@@ -322,20 +333,26 @@ func (h *host) run(c *client, terminal bool) {
 // exec starts one more process.
 func (h *host) exec(id string, c *client, args ...string) {
 	h.t.Helper()
-	raw, err := json.Marshal(&specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/usr/bin:/bin"}})
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	r := &taskapi.ExecProcessRequest{ID: "c", ExecID: id, Spec: &anypb.Any{Value: raw}}
-	if c != nil {
-		r.Stdin, r.Stdout, r.Stderr = c.stdin, c.stdout, c.stderr
-	}
-	if _, err := h.Exec(h.t.Context(), r); err != nil {
+	if err := h.tryExec(id, c, args...); err != nil {
 		h.t.Fatal(err)
 	}
 	if _, err := h.Start(h.t.Context(), &taskapi.StartRequest{ID: "c", ExecID: id}); err != nil {
 		h.t.Fatal(err)
 	}
+}
+
+// tryExec adds one more process.
+func (h *host) tryExec(id string, c *client, args ...string) error {
+	raw, err := json.Marshal(&specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/usr/bin:/bin"}})
+	if err != nil {
+		return err
+	}
+	r := &taskapi.ExecProcessRequest{ID: "c", ExecID: id, Spec: &anypb.Any{Value: raw}}
+	if c != nil {
+		r.Stdin, r.Stdout, r.Stderr = c.stdin, c.stdout, c.stderr
+	}
+	_, err = h.Exec(h.t.Context(), r)
+	return err
 }
 
 // exited waits for a process and returns its status.

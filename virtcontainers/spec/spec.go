@@ -41,8 +41,9 @@ type Plan struct {
 	// Sysctls are for the guest as a whole: its network is no namespace of the
 	// container's.
 	Sysctls map[string]string
-	// Notes name fields that speak of the host's own confinement, set by its
-	// engine for every container, and have no object in a guest.
+	// Notes name what the spec says of the host and means another thing, or none,
+	// in a guest: labels of the host's security modules, set by its engine for
+	// every container, and namespaces of the host that the guest's stand in for.
 	Notes []string
 }
 
@@ -112,18 +113,37 @@ func TransformProcess(pr *specs.Process, field string) (*specs.Process, error) {
 	return &out, nil
 }
 
-// note lists the fields that Transform leaves out because they confine on the
-// host what now is confined by the guest.
+// shared are the namespaces that a spec may leave out to share the host's. The
+// container then shares the guest's.
+var shared = []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace}
+
+// note lists what Transform leaves out because it confines on the host what now
+// is confined by the guest, and what it takes for the guest's.
 func (p *Plan) note(sp *specs.Spec) {
-	for _, f := range []struct{ name, value string }{
-		{"process.apparmorProfile", sp.Process.ApparmorProfile},
-		{"process.selinuxLabel", sp.Process.SelinuxLabel},
-		{"linux.mountLabel", sp.Linux.MountLabel},
-	} {
-		if f.value != "" {
-			p.Notes = append(p.Notes, f.name+"="+f.value)
+	p.Notes = ProcessNotes(sp.Process, "process")
+	if l := sp.Linux.MountLabel; l != "" {
+		p.Notes = append(p.Notes, "linux.mountLabel="+l)
+	}
+	for _, typ := range shared {
+		if !slices.ContainsFunc(sp.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == typ }) {
+			p.Notes = append(p.Notes, fmt.Sprintf("linux.namespaces without %s: the guest's, not the host's", typ))
 		}
 	}
+}
+
+// ProcessNotes does for one process what Plan.Notes does for a spec; field names
+// it.
+func ProcessNotes(pr *specs.Process, field string) []string {
+	var notes []string
+	for _, f := range []struct{ name, value string }{
+		{".apparmorProfile", pr.ApparmorProfile},
+		{".selinuxLabel", pr.SelinuxLabel},
+	} {
+		if f.value != "" {
+			notes = append(notes, field+f.name+"="+f.value)
+		}
+	}
+	return notes
 }
 
 // splitSysctls parts what crun sets in the container's own namespaces from what

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -189,5 +190,22 @@ func TestTransformNamesAllFieldsAtOnce(t *testing.T) {
 		if _, err := Transform(sp, "c1"); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("Transform of an incomplete spec: %v", err)
 		}
+	}
+}
+
+func TestTransformNotesWhatMeansAnotherThingInAGuest(t *testing.T) {
+	sp := base()
+	sp.Process.SelinuxLabel, sp.Linux.MountLabel = "s", "m"
+	sp.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}}
+	plan, err := Transform(sp, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"process.apparmorProfile=docker-default", "process.selinuxLabel=s", "linux.mountLabel=m",
+		"linux.namespaces without pid: the guest's, not the host's", "linux.namespaces without uts: the guest's, not the host's",
+	}
+	if !slices.Equal(plan.Notes, want) {
+		t.Errorf("notes %q, want %q", plan.Notes, want)
 	}
 }

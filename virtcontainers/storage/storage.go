@@ -42,18 +42,41 @@ func Expose(private, share string) error {
 	return nil
 }
 
-// A Share is one container's part of the shared directory.
-type Share struct {
-	dir     string
-	mounted []string
+// A Clone returns a detached copy of the mount at a host path, with recursive also
+// of those below it, as an O_PATH file for move_mount.
+type Clone func(path string, recursive bool) (*os.File, error)
+
+// cloneHere clones from the process's own mount namespace.
+func cloneHere(path string, recursive bool) (*os.File, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, flags)
+	if err != nil {
+		return nil, &fs.PathError{Op: "clone the mount of", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
-// New makes the container's directory, which must not exist.
-func New(dir string) (*Share, error) {
+// A Share is one container's part of the shared directory.
+type Share struct {
+	dir, bundle string
+	clone       Clone
+	mounted     []string
+}
+
+// New makes the container's directory, which must not exist. Host paths may be
+// relative to the bundle; they are taken by clone, or where that is nil from the
+// process's own mount namespace.
+func New(dir, bundle string, clone Clone) (*Share, error) {
+	if clone == nil {
+		clone = cloneHere
+	}
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("share: %w", err)
 	}
-	s := &Share{dir: dir}
+	s := &Share{dir: dir, bundle: bundle, clone: clone}
 	for _, d := range []string{"rootfs", "mnt"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, errors.Join(fmt.Errorf("share: %w", err), s.Close())
@@ -74,26 +97,42 @@ func (s *Share) Rootfs(mounts []mount.Mount, dir string) error {
 		}
 		return nil
 	}
-	st, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	dir = s.absolute(dir)
+	tree, err := s.clone(dir, true)
+	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("rootfs: %s does not exist: the image was not unpacked, or root.path in the spec is wrong: %w", dir, errdefs.ErrNotFound)
-	case err != nil:
+	}
+	if err != nil {
 		return fmt.Errorf("rootfs: %w", err)
-	case !st.IsDir():
+	}
+	defer tree.Close() //nolint:errcheck // attached, or not wanted
+	st, err := tree.Stat()
+	if err != nil {
+		return fmt.Errorf("rootfs: %w", err)
+	}
+	if !st.IsDir() {
 		return fmt.Errorf("rootfs: %s is not a directory: %w", dir, errdefs.ErrInvalidArgument)
 	}
-	return s.bind(spec.Bind{Field: "rootfs", Source: dir, Recursive: true}, target)
+	if err := s.attach(tree, spec.Bind{Recursive: true}, target); err != nil {
+		return fmt.Errorf("rootfs: share %s: %w", dir, err)
+	}
+	return nil
 }
 
 // Bind shows a directory or regular file of the host as the container's mount n.
 // Mounts below a Recursive source are shown as they are now.
 func (s *Share) Bind(n int, b spec.Bind) error {
-	st, err := os.Stat(b.Source)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	b.Source = s.absolute(b.Source)
+	tree, err := s.clone(b.Source, b.Recursive)
+	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: source %s does not exist on the host: %w", b.Field, b.Source, errdefs.ErrNotFound)
-	case err != nil:
+	}
+	if err != nil {
+		return fmt.Errorf("%s: source: %w", b.Field, err)
+	}
+	defer tree.Close() //nolint:errcheck // attached, or not wanted
+	st, err := tree.Stat()
+	if err != nil {
 		return fmt.Errorf("%s: source: %w", b.Field, err)
 	}
 	target := filepath.Join(s.dir, "mnt", strconv.Itoa(n))
@@ -105,10 +144,20 @@ func (s *Share) Bind(n int, b spec.Bind) error {
 	default:
 		return fmt.Errorf("%s: source %s is a %s, which cannot be shared with a guest: %w", b.Field, b.Source, kind(mode), errdefs.ErrNotImplemented)
 	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", b.Field, err)
+	if err == nil {
+		err = s.attach(tree, b, target)
 	}
-	return s.bind(b, target)
+	if err != nil {
+		return fmt.Errorf("%s: share %s: %w", b.Field, b.Source, err)
+	}
+	return nil
+}
+
+func (s *Share) absolute(path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(s.bundle, path)
 }
 
 func kind(m fs.FileMode) string {
@@ -121,27 +170,23 @@ func kind(m fs.FileMode) string {
 	return "device"
 }
 
-// bind clones the source's mount, makes the clone read-only where asked, and
+// attach makes a clone private, so that nothing which is mounted or unmounted
+// below it reaches its origin or comes from there, and read-only where asked; and
 // only then attaches it: the guest never sees it writable.
-func (s *Share) bind(b spec.Bind, target string) error {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-	attrFlags := uint(unix.AT_EMPTY_PATH)
+func (s *Share) attach(tree *os.File, b spec.Bind, target string) error {
+	fd, flags := int(tree.Fd()), uint(unix.AT_EMPTY_PATH)
 	if b.Recursive {
 		flags |= unix.AT_RECURSIVE
-		attrFlags |= unix.AT_RECURSIVE
 	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, b.Source, flags)
-	if err != nil {
-		return fmt.Errorf("%s: clone the mount of %s: %w", b.Field, b.Source, err)
-	}
-	defer unix.Close(fd) //nolint:errcheck // read-only use
+	attr := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
 	if b.ReadOnly {
-		if err := unix.MountSetattr(fd, "", attrFlags, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
-			return fmt.Errorf("%s: make the share of %s read-only: %w", b.Field, b.Source, err)
-		}
+		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(fd, "", flags, attr); err != nil {
+		return os.NewSyscallError("mount_setattr", err)
 	}
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("%s: share %s: %w", b.Field, b.Source, err)
+		return os.NewSyscallError("move_mount", err)
 	}
 	s.mounted = append(s.mounted, target)
 	return nil
@@ -157,10 +202,7 @@ func (s *Share) Close() error {
 		}
 	}
 	s.mounted = nil
-	if err := mount.UnmountRecursive(s.dir, unix.MNT_DETACH); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("unshare %s: %w", s.dir, err)
-	}
-	if err := os.RemoveAll(s.dir); err != nil {
+	if err := RemoveTree(s.dir); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
 	return nil

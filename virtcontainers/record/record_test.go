@@ -1,7 +1,6 @@
-package virtcontainers
+package record
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -30,18 +29,18 @@ func TestCleanupTakesBackWhatIsOnRecord(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(dir, "share", "c1"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	r := newRecord(bundle, dir)
+	r := New(bundle, dir)
 	ours, reused := sleeper(t), sleeper(t)
-	if err := errors.Join(r.add("qemu", ours.Process.Pid), r.add("virtiofsd", reused.Process.Pid)); err != nil {
+	if err := errors.Join(r.Add("qemu", ours.Process.Pid), r.Add("virtiofsd", reused.Process.Pid)); err != nil {
 		t.Fatal(err)
 	}
 	// The second pid belongs to another process by now.
-	r.Processes[1].StartTime--
-	if err := r.add("shim", os.Getpid()); err != nil {
+	r.held.Processes[1].StartTime--
+	if err := r.Add("shim", os.Getpid()); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // idempotent
-		if err := Cleanup(context.Background(), bundle); err != nil {
+		if err := Cleanup(bundle); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -51,7 +50,7 @@ func TestCleanupTakesBackWhatIsOnRecord(t *testing.T) {
 	if err := reused.Process.Signal(unix.Signal(0)); err != nil {
 		t.Errorf("a stranger with a recorded pid was killed: %v", err)
 	}
-	for _, path := range []string{dir, filepath.Join(bundle, recordName)} {
+	for _, path := range []string{dir, filepath.Join(bundle, fileName)} {
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s is left: %v", path, err)
 		}
@@ -60,37 +59,21 @@ func TestCleanupTakesBackWhatIsOnRecord(t *testing.T) {
 
 func TestCleanupOfGarbageSaysSo(t *testing.T) {
 	bundle := t.TempDir()
-	if err := os.WriteFile(filepath.Join(bundle, recordName), []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(bundle, fileName), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Cleanup(context.Background(), bundle); err == nil {
+	if err := Cleanup(bundle); err == nil {
 		t.Error("Cleanup accepted a truncated record")
 	}
 }
 
-func TestRemoveTreeNeverDeletesWhatAMountShows(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root to mount")
-	}
-	dir, shown := t.TempDir(), t.TempDir()
-	precious := filepath.Join(shown, "precious")
-	if err := os.WriteFile(precious, []byte("x"), 0o600); err != nil {
+func TestAProcessThatHasEndedIsNotHeld(t *testing.T) {
+	bundle := t.TempDir()
+	gone := exec.Command("true")
+	if err := gone.Run(); err != nil {
 		t.Fatal(err)
 	}
-	target := filepath.Join(dir, "sandbox", "rootfs")
-	if err := os.MkdirAll(target, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount(shown, target, "", unix.MS_BIND, ""); err != nil {
-		t.Skipf("cannot bind mount here: %v", err)
-	}
-	if err := removeTree(filepath.Join(dir, "sandbox")); err != nil {
+	if err := New(bundle, "").Add("qemu", gone.Process.Pid); err != nil {
 		t.Error(err)
-	}
-	if _, err := os.Stat(precious); err != nil {
-		t.Errorf("a file of the host is gone: %v", err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "sandbox")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the tree is left: %v", err)
 	}
 }

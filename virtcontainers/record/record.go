@@ -1,0 +1,125 @@
+// Package record is the clean-me record: what a sandbox holds on the host, for
+// whoever has to take it back after a shim that died.
+package record
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/husk-containers/husk/internal/child"
+	"github.com/husk-containers/husk/virtcontainers/storage"
+)
+
+// fileName is the record's name in the sandbox's bundle.
+const fileName = "husk.json"
+
+// A Record names what a sandbox holds on the host: it is written before the first
+// resource is made and again before each process is relied on. What it does not
+// name dies with the shim: mounts with its mount namespace, and a process that was
+// spawned but not yet written down by its parent-death signal. Its methods are
+// safe for concurrent use.
+type Record struct {
+	path string
+
+	mu   sync.Mutex
+	held held
+}
+
+// held is the file's content.
+type held struct {
+	Dir       string    `json:"dir"`
+	Processes []process `json:"processes"`
+}
+
+type process struct {
+	Name string `json:"name"`
+	PID  int    `json:"pid"`
+	// StartTime in clock ticks since the host's boot tells the process from a
+	// later one of the same pid.
+	StartTime uint64 `json:"start_time"`
+}
+
+// New returns the record, not written yet, of the sandbox of that bundle whose
+// directory is dir.
+func New(bundle, dir string) *Record {
+	return &Record{path: filepath.Join(bundle, fileName), held: held{Dir: dir}}
+}
+
+// Add puts a process on record. One that has ended already is not held: who runs
+// it learns of that.
+func (r *Record) Add(name string, pid int) error {
+	start, err := child.StartTime(pid)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("record process %s: %w", name, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held.Processes = append(r.held.Processes, process{name, pid, start})
+	if err := r.write(); err != nil {
+		return fmt.Errorf("write the clean-up record: %w", err)
+	}
+	return nil
+}
+
+// write replaces the file whole; the lock keeps the order of its versions.
+func (r *Record) write() error {
+	raw, err := json.Marshal(r.held)
+	if err != nil {
+		return err
+	}
+	tmp := r.path + ".tmp"
+	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, r.path)
+}
+
+// Remove removes the record, once nothing is held any more.
+func (r *Record) Remove() error {
+	if err := os.Remove(r.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Cleanup takes back, in a fresh process, everything that the sandbox of the
+// bundle still holds. A bundle without a record holds nothing. It goes on past
+// errors and joins them, and is idempotent.
+func Cleanup(bundle string) error {
+	r := New(bundle, "")
+	raw, err := os.ReadFile(r.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, &r.held)
+	}
+	if err != nil {
+		return fmt.Errorf("read the clean-up record: %w", err)
+	}
+	var errs []error
+	for _, p := range r.held.Processes {
+		// The shim comes first: it may not start what is being taken back.
+		if p.PID == os.Getpid() {
+			continue
+		}
+		if err := child.KillRecorded(p.PID, p.StartTime); err != nil {
+			errs = append(errs, fmt.Errorf("kill %s: %w", p.Name, err))
+		}
+	}
+	if r.held.Dir != "" {
+		errs = append(errs, storage.RemoveTree(r.held.Dir))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("clean up after the sandbox: %w", err) // the record stays for another try
+	}
+	return r.Remove()
+}
