@@ -38,8 +38,8 @@ type VM interface {
 	// a helper it cannot live without has exited and everything is released.
 	Done() <-chan struct{}
 	// Err says why in one line, after Done: the exit status, the end of its
-	// stderr, the guest's last console lines. It is nil after a Stop, and after
-	// the guest has powered itself off.
+	// stderr, that the guest powered itself off, the guest's last console lines. It
+	// is nil after a Stop.
 	Err() error
 }
 

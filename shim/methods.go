@@ -72,7 +72,9 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *api.
 	s.mu.Lock()
 	s.tasks[r.ID] = t
 	s.mu.Unlock()
-	s.watch(func() { s.watchInit(t) })
+	if !s.watch(func() { s.watchInit(t) }) {
+		close(t.init.told)
+	}
 	return &api.CreateTaskResponse{Pid: t.init.pid}, nil
 }
 

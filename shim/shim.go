@@ -100,6 +100,7 @@ type Service struct {
 	stopErr    error
 
 	mu      sync.Mutex
+	unlink  func() error     // takes the socket's name away; nil: it has none
 	stopped bool             // nothing goes to the background any more
 	tasks   map[string]*task // nil while one is being created
 }
@@ -118,7 +119,9 @@ func newService(s sandbox, events publisher, namespace string) *Service {
 }
 
 // Serve answers on l until a Shutdown finds no task left, or ctx ends, which
-// ends every task. ready is called once calls are taken. When it returns, the
+// ends every task. Where l has a method Unlink, that takes away its name before
+// the Shutdown is answered: from then on containerd may start another shim of the
+// same name. ready is called once calls are taken. When it returns, the
 // sandbox has been stopped and the events have been delivered.
 func (s *Service) Serve(ctx context.Context, l net.Listener, ready func() error) (err error) {
 	defer func() { err = errors.Join(err, s.stop()) }()
@@ -127,6 +130,11 @@ func (s *Service) Serve(ctx context.Context, l net.Listener, ready func() error)
 		return fmt.Errorf("serve tasks: %w", err)
 	}
 	s.register(server)
+	if u, ok := l.(interface{ Unlink() error }); ok {
+		s.mu.Lock()
+		s.unlink = u.Unlink
+		s.mu.Unlock()
+	}
 	s.watch(s.watchOOMs)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(context.WithoutCancel(ctx), l) }()
@@ -165,7 +173,11 @@ func (s *Service) stop() error {
 		err := s.sandbox.Stop(ctx)
 		s.mu.Lock()
 		s.stopped = true
+		unlink := s.unlink
 		s.mu.Unlock()
+		if unlink != nil {
+			err = errors.Join(err, unlink())
+		}
 		close(s.done)
 		s.background.Wait()
 		fctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
@@ -175,14 +187,15 @@ func (s *Service) stop() error {
 	return s.stopErr
 }
 
-// watch runs f in the background; once the sandbox has been stopped there is
-// nothing to watch.
-func (s *Service) watch(f func()) {
+// watch runs f in the background, and reports whether it does: once the sandbox
+// has been stopped there is nothing to watch.
+func (s *Service) watch(f func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.stopped {
 		s.background.Go(f)
 	}
+	return !s.stopped
 }
 
 // watchOOMs publishes which containers ran out of memory.

@@ -135,7 +135,9 @@ func (s *Service) start(ctx context.Context, t *task, p *process) error {
 	case p.exec == nil: // watchInit tells whether it exited over it
 	case err == nil:
 		s.events.Publish(&events.TaskExecStarted{ContainerID: t.id, ExecID: p.id, Pid: p.pid})
-		s.watch(func() { s.watchExec(t, p) })
+		if !s.watch(func() { s.watchExec(t, p) }) {
+			close(p.told)
+		}
 	default:
 		p.mu.Lock()
 		p.failed = true

@@ -166,11 +166,9 @@ func (s *Sandbox) supervise(vm hypervisor.VM) {
 			<-vm.Done()
 		}
 	}
-	cause := vm.Err()
-	if cause == nil {
-		cause = errors.New("the guest powered itself off")
+	if cause := vm.Err(); cause != nil {
+		s.fail(cause) // of no effect where the end was asked for
 	}
-	s.fail(cause) // of no effect where the end was asked for
 	close(s.dead)
 }
 

@@ -46,7 +46,7 @@ func Conform(t *testing.T, make func(t *testing.T) Subject) {
 		{"Accept is readiness, and Dial reaches the guest", testConnections},
 		{"Stop is idempotent and no failure", testStop},
 		{"Stop kills when its context has ended", testStopKills},
-		{"a guest that powers itself off is no failure", testPowerOff},
+		{"a guest that powers itself off is told of", testPowerOff},
 		{"the monitor's death is the reason", testKilled},
 		{"Started hears of every process and can refuse each", testStarted},
 		{"an invalid device is an error", testInvalidDevice},
@@ -196,8 +196,8 @@ func testPowerOff(t *testing.T, c *conformance) {
 		t.Fatal(err)
 	}
 	c.done(t, vm)
-	if err := vm.Err(); err != nil {
-		t.Errorf("Err: %v", err)
+	if err := vm.Err(); err == nil || !strings.Contains(err.Error(), "powered itself off") {
+		t.Errorf("Err: %v, want that the guest powered itself off", err)
 	}
 	if _, err := vm.Accept(c.ctx); err == nil {
 		t.Error("Accept of an ended VM succeeded")

@@ -18,8 +18,8 @@ import (
 // A Loopback boots VMs whose guest is a function in this process, over socket
 // pairs: everything but the machine is real.
 type Loopback struct {
-	// Guest is the guest's whole life. Its return powers the VM off; an error
-	// is why the VM failed. ctx ends when the VM is stopped.
+	// Guest is the guest's whole life. Its return powers the VM off; an error is
+	// why. ctx ends when the VM is stopped.
 	Guest func(ctx context.Context, g *GuestEnd) error
 }
 
@@ -54,8 +54,11 @@ func (l *Loopback) Start(_ context.Context, cfg hypervisor.Config) (hypervisor.V
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
-		if errors.Is(err, errStopped) {
+		switch {
+		case errors.Is(err, errStopped):
 			err = nil
+		case err == nil:
+			err = errors.New("the guest has powered itself off")
 		}
 		cancel(errStopped)
 		g.close()

@@ -83,7 +83,7 @@ func argv(m machine) ([]string, error) {
 		"-accel", accel,
 		"-machine", m.machineType + ",memory-backend=ram,dump-guest-core=off,usb=off,vmport=off,sata=off,smbus=off",
 		"-cpu", cpu,
-		"-smp", strconv.Itoa(m.VCPUs),
+		"-smp", smp(m),
 		"-m", size,
 		"-object", "memory-backend-memfd,id=ram,share=on,size=" + size,
 		"-kernel", inherited(m.kernelFD),
@@ -139,6 +139,18 @@ func kernelParams(m machine) string {
 }
 
 func socket(id string, fd int) string { return fmt.Sprintf("socket,id=%s,fd=%d", id, fd) }
+
+// smp is the number of CPUs, and under TCG room for a second. With one possible CPU
+// QEMU 7.2 translates the guest's memory barriers and locked instructions to
+// nothing that another thread of the host would heed (accel/tcg, CF_PARALLEL): a
+// virtio notification can then be lost, and the guest waits for ever. Devices run
+// in other threads and processes.
+func smp(m machine) string {
+	if m.accelerator == "tcg" && m.VCPUs == 1 {
+		return "1,maxcpus=2"
+	}
+	return strconv.Itoa(m.VCPUs)
+}
 
 // inherited names a descriptor as a file: QEMU's user need not be able to reach
 // the path that it was opened by.

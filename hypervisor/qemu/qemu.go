@@ -221,6 +221,10 @@ func (q *QEMU) start(ctx context.Context, v *vm, m machine, kind string) error {
 	return nil
 }
 
+// diagnosisGrace is how long a VM whose channel broke may take to be seen ended,
+// and why, on a busy host. It delays only an error that says less.
+const diagnosisGrace = 2 * time.Second
+
 // deathGrace is how long a process whose socket closed may take to be seen dead.
 const deathGrace = 250 * time.Millisecond
 

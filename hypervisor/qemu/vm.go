@@ -97,20 +97,17 @@ func (v *vm) whileRunning(ctx context.Context) (context.Context, context.CancelF
 // because returns why the VM ended where that is what is behind err: the channel
 // breaks a moment before the process is seen dead.
 func (v *vm) because(err error) error {
-	grace := time.NewTimer(deathGrace)
+	grace := time.NewTimer(diagnosisGrace)
 	defer grace.Stop()
 	select {
 	case <-v.done:
 	case <-grace.C:
-		return err
+		return fmt.Errorf("%w%s", err, v.lastWords())
 	}
-	switch {
-	case v.err != nil:
+	if v.err != nil {
 		return v.err
-	case v.isStopping():
-		return errors.New("the VM was stopped")
 	}
-	return fmt.Errorf("the guest has powered itself off%s", v.lastWords())
+	return errors.New("the VM was stopped")
 }
 
 // isStopping reports whether Stop was called.
@@ -221,7 +218,7 @@ func (v *vm) deathCause() error {
 	return cause
 }
 
-// childCause says why QEMU ended; nil where the guest powered itself off.
+// childCause says why QEMU ended.
 func (v *vm) childCause() error {
 	select {
 	case <-v.console.done: // QEMU held the other end alone
@@ -231,7 +228,7 @@ func (v *vm) childCause() error {
 		return fmt.Errorf("the guest's kernel has panicked: %s%s", p, v.lastWords())
 	}
 	if v.child.Status() == "exit status 0" {
-		return nil
+		return fmt.Errorf("the guest has powered itself off%s", v.lastWords())
 	}
 	return fmt.Errorf("qemu has ended: %s%s", v.child.Cause(), v.lastWords())
 }

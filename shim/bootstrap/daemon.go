@@ -48,6 +48,16 @@ type Daemon struct {
 // nobody will ever call.
 func (d *Daemon) Ready() error { return d.ready() }
 
+// A listener can take its socket's name away while it still serves, once: from
+// then on the name may be another shim's.
+type listener struct {
+	net.Listener
+	unlink func() error
+}
+
+// Unlink removes the socket from the file system.
+func (l listener) Unlink() error { return l.unlink() }
+
 // daemon is the process that serves; its working directory is the bundle.
 func (p Program) daemon(req request) (err error) {
 	// Writes to a FIFO or socket that its reader has left fail; they must not
@@ -61,12 +71,14 @@ func (p Program) daemon(req request) (err error) {
 		unix.CloseOnExec(fd)
 	}
 	path := strings.TrimPrefix(req.socket, "unix://")
-	defer func() { err = errors.Join(err, removeSocket(path)) }()
+	unlink := sync.OnceValue(func() error { return removeSocket(path) })
+	defer func() { err = errors.Join(err, unlink()) }()
 	socket := os.NewFile(fdSocket, "socket")
-	l, err := net.FileListener(socket)
+	inherited, err := net.FileListener(socket)
 	if err != nil {
 		return fmt.Errorf("take over the shim's socket: %w", err)
 	}
+	l := listener{inherited, unlink}
 	defer l.Close() //nolint:errcheck // Serve may have closed it
 	if err := socket.Close(); err != nil {
 		return fmt.Errorf("take over the shim's socket: %w", err)

@@ -11,6 +11,10 @@ import (
 // drainPatience is how long a client that reads nothing is waited for.
 const drainPatience = time.Second
 
+// drainLimit bounds the wait for a FIFO that is read but written to all the same,
+// by what the process left running.
+const drainLimit = 30 * time.Second
+
 // Drain waits until the clients have read what is in the output FIFOs, unless
 // they are gone or stop reading. A client that is told of an exit before that
 // may lose the end of the output: containerd's own closes its end first of all.
@@ -38,7 +42,7 @@ func drain(path string, patience time.Duration) {
 	}
 	defer unix.Close(w) //nolint:errcheck // nothing was written
 	before := -1
-	for {
+	for began := time.Now(); time.Since(began) < drainLimit; {
 		left, err := unix.IoctlGetInt(w, unix.TIOCINQ)
 		if err != nil || left == 0 || left == before || unread(w) {
 			return
