@@ -53,12 +53,12 @@ func realQEMU(t *testing.T) (*QEMU, hypervisor.Config) {
 	}
 	share := t.TempDir()
 	return New(Options{
-			Path: path, Accelerator: "auto", Channels: []string{"virtio-serial"}, Machine: "q35", VirtiofsdCache: "auto",
-			Log: slog.New(slog.DiscardHandler),
-		}), hypervisor.Config{
-			ID: "test", Dir: t.TempDir(), VCPUs: 1, MemoryMiB: 128, Kernel: kernels[len(kernels)-1], Initrd: initrd,
-			Devices: []hypervisor.Device{hypervisor.Share{Tag: "husk", Dir: share}},
-		}
+		Path: path, Accelerator: "auto", Channels: []string{"virtio-serial"}, Machine: "q35", VirtiofsdCache: "auto",
+		Log: slog.New(slog.DiscardHandler),
+	}), hypervisor.Config{
+		ID: "test", Dir: t.TempDir(), VCPUs: 1, MemoryMiB: 128, Kernel: kernels[len(kernels)-1], Initrd: initrd,
+		Devices: []hypervisor.Device{hypervisor.Share{Tag: "husk", Dir: share}},
+	}
 }
 
 func TestGuestPanicIsTheReason(t *testing.T) {

@@ -56,7 +56,7 @@ type listener struct {
 }
 
 // Unlink removes the socket from the file system.
-func (l listener) Unlink() error { return l.unlink() }
+func (l *listener) Unlink() error { return l.unlink() }
 
 // daemon is the process that serves; its working directory is the bundle.
 func (p Program) daemon(req request) (err error) {
@@ -78,7 +78,7 @@ func (p Program) daemon(req request) (err error) {
 	if err != nil {
 		return fmt.Errorf("take over the shim's socket: %w", err)
 	}
-	l := listener{inherited, unlink}
+	l := &listener{inherited, unlink}
 	defer l.Close() //nolint:errcheck // Serve may have closed it
 	if err := socket.Close(); err != nil {
 		return fmt.Errorf("take over the shim's socket: %w", err)
