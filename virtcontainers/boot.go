@@ -24,7 +24,7 @@ const shareTag = "husk"
 // entropyBytes are given to the guest's random pool at boot.
 const entropyBytes = 256
 
-// phases are the times of a start, from the making of the sandbox on.
+// phases are the times of a boot.
 type phases struct {
 	began, vmStarted, ready, configured time.Time
 	hello                               *agentv1.HelloResponse
@@ -52,11 +52,12 @@ func (s *Sandbox) boot(ctx context.Context) {
 	}
 	guestStart := ph.ready.Add(-time.Duration(ph.hello.AgentReadyUs) * time.Microsecond)
 	s.log.Info("sandbox started",
+		"shim", ms(ph.began.Sub(s.began)),
 		"vmm", ms(max(0, guestStart.Sub(ph.began))),
 		"kernel", ms(time.Duration(ph.hello.AgentStartUs)*time.Microsecond),
 		"agent", ms(time.Duration(ph.hello.AgentReadyUs-ph.hello.AgentStartUs)*time.Microsecond),
 		"configure", ms(ph.configured.Sub(ph.ready)),
-		"took", ms(ph.configured.Sub(ph.began)),
+		"took", ms(ph.configured.Sub(s.began)),
 		"guest_kernel", ph.hello.KernelRelease, "guest_agent", ph.hello.Version)
 }
 

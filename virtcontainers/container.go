@@ -50,6 +50,7 @@ type Container struct {
 	sandbox    *Sandbox
 	undo       undo.Stack
 	init       *Process
+	created    time.Duration // what its creation took once the guest was ready
 
 	// oomAt is when an OOM was last told of; it is watchEvents' own.
 	oomAt time.Time
@@ -151,8 +152,8 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 		return err
 	}
 	s.watch(c.init)
-	s.log.Info("container created", "container", c.id,
-		"host", ms(prepared.Sub(began)), "wait", ms(booted.Sub(prepared)), "guest", ms(time.Since(booted)))
+	c.created = time.Since(booted)
+	s.log.Debug("container created", "container", c.id, "host", ms(prepared.Sub(began)), "wait", ms(booted.Sub(prepared)))
 	return nil
 }
 

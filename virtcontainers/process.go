@@ -97,7 +97,8 @@ func (p *Process) Start(ctx context.Context) error {
 	began := time.Now()
 	err := p.start(ctx)
 	if err == nil && p.id == "" {
-		p.container.sandbox.log.Info("container started", "container", p.container.id, "took", ms(time.Since(began)))
+		p.container.sandbox.log.Info("container started", "container", p.container.id,
+			"create", ms(p.container.created), "start", ms(time.Since(began)))
 	}
 
 	if err != nil && p.id != "" {

@@ -41,6 +41,8 @@ type Options struct {
 	// also of those below it, as the host has them now. nil means as the process's
 	// own mount namespace has them.
 	Clone func(path string, recursive bool) (*os.File, error)
+	// Began is when the work for this sandbox began; zero means now.
+	Began time.Time
 	// Log receives what an operator must know; it names the sandbox. nil means
 	// slog.Default().
 	Log *slog.Logger
@@ -51,6 +53,7 @@ type Options struct {
 type Sandbox struct {
 	id     string
 	dir    string
+	began  time.Time
 	config *config.Config
 	hv     hypervisor.Hypervisor
 	log    *slog.Logger
@@ -88,6 +91,9 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	if !validID.MatchString(o.ID) || !validID.MatchString(o.Namespace) {
 		return nil, fmt.Errorf("sandbox id %q in namespace %q: not letters, digits, '_', '.', '-': %w", o.ID, o.Namespace, errdefs.ErrInvalidArgument)
 	}
+	if o.Began.IsZero() {
+		o.Began = time.Now()
+	}
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
@@ -103,7 +109,7 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 		id: o.ID, dir: dir, config: o.Config, hv: o.Hypervisor, log: o.Log, clone: o.Clone,
 		hostname: hostname(o.Spec), sysctls: plan.Sysctls, cancelBoot: cancelBoot, booted: make(chan struct{}), dead: make(chan struct{}),
 		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), lostAgent: make(chan struct{}),
-		state: SandboxBooting, containers: map[string]*Container{},
+		state: SandboxBooting, containers: map[string]*Container{}, began: o.Began,
 	}
 	if err := s.prepare(o.Bundle); err != nil {
 		return nil, errors.Join(fmt.Errorf("sandbox %q: %w", o.ID, err), s.undo.Run(ctx))

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"os"
+	"time"
 
 	"github.com/husk-containers/husk/shim"
 	"github.com/husk-containers/husk/shim/bootstrap"
@@ -13,17 +14,19 @@ import (
 )
 
 func main() {
+	began := time.Now()
+	serve := func(ctx context.Context, d *bootstrap.Daemon) error { return serve(ctx, d, began) }
 	os.Exit(bootstrap.Program{Name: "io.containerd.husk.v2", Serve: serve, Cleanup: virtcontainers.Cleanup}.Run())
 }
 
 // serve runs the shim's daemon. The VM boots while containerd is still on its way
-// to Create.
-func serve(ctx context.Context, d *bootstrap.Daemon) error {
+// to Create. began is when the daemon's process did.
+func serve(ctx context.Context, d *bootstrap.Daemon, began time.Time) error {
 	publisher, err := events.NewPublisher(d.EventsPath, d.Namespace)
 	if err != nil {
 		return err
 	}
-	sandbox, err := newSandbox(ctx, d)
+	sandbox, err := newSandbox(ctx, d, began)
 	if err != nil {
 		publisher.Close(ctx) //nolint:errcheck // it holds no events
 		return err

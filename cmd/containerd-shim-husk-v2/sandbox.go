@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"time"
 
 	"github.com/husk-containers/husk/config"
 	"github.com/husk-containers/husk/hypervisor"
@@ -12,7 +13,7 @@ import (
 )
 
 // newSandbox begins to boot the VM for the container of the daemon's bundle.
-func newSandbox(ctx context.Context, d *bootstrap.Daemon) (*virtcontainers.Sandbox, error) {
+func newSandbox(ctx context.Context, d *bootstrap.Daemon, began time.Time) (*virtcontainers.Sandbox, error) {
 	cfg, err := config.Load(config.Path(d.ConfigPath))
 	if err != nil {
 		return nil, err
@@ -26,7 +27,7 @@ func newSandbox(ctx context.Context, d *bootstrap.Daemon) (*virtcontainers.Sandb
 	}
 	return virtcontainers.NewSandbox(ctx, virtcontainers.Options{
 		ID: d.ID, Namespace: d.Namespace, Bundle: d.Bundle, Spec: spec, Config: &cfg,
-		Hypervisor: newHypervisor(cfg.Hypervisor), Clone: d.Host.Clone,
+		Hypervisor: newHypervisor(cfg.Hypervisor), Began: began, Clone: d.Host.Clone,
 	})
 }
 

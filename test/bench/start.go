@@ -80,13 +80,12 @@ func (b *bench) start(ctx context.Context, runtime string) (start, error) {
 var phase = regexp.MustCompile(`(\w+)=([0-9][0-9a-zµ.]*s)\b`)
 
 // phases prints the medians of what the shim logged of each start. What is left
-// of the time to the first output is containerd's, the shim's start and the
-// container's.
+// of the time to the first output is containerd's and the shim's start.
 func (b *bench) phases(w io.Writer, firstOutput []time.Duration) error {
 	var names []string
 	times := map[string][]time.Duration{}
 	for line := range strings.Lines(b.d.Log(1 << 20)) {
-		if !strings.Contains(line, "sandbox started") {
+		if !strings.Contains(line, "sandbox started") && !strings.Contains(line, "container started") {
 			continue
 		}
 		for _, match := range phase.FindAllStringSubmatch(line, -1) {
@@ -100,8 +99,10 @@ func (b *bench) phases(w io.Writer, firstOutput []time.Duration) error {
 			times[match[1]] = append(times[match[1]], took)
 		}
 	}
-	if len(times["took"]) != len(firstOutput) {
-		return fmt.Errorf("the shims logged %d starts of %d", len(times["took"]), len(firstOutput))
+	for _, name := range []string{"took", "create", "start"} {
+		if len(times[name]) != len(firstOutput) {
+			return fmt.Errorf("the shims logged %d starts of %d", len(times[name]), len(firstOutput))
+		}
 	}
 	fmt.Fprint(w, "\n### Husk's start by phase\n\n| phase | median |\n|---|---|\n")
 	for _, name := range names {
@@ -111,9 +112,9 @@ func (b *bench) phases(w io.Writer, firstOutput []time.Duration) error {
 	}
 	rest := make([]time.Duration, len(firstOutput))
 	for i := range rest {
-		rest[i] = firstOutput[i] - times["took"][i]
+		rest[i] = firstOutput[i] - times["took"][i] - times["create"][i] - times["start"][i]
 	}
-	fmt.Fprintf(w, "| containerd, shim's start, container | %s |\n", spread(rest))
+	fmt.Fprintf(w, "| the rest: ctr, containerd, the shim's `start`, streams | %s |\n", spread(rest))
 	fmt.Fprintf(w, "| **to the first output** | %s |\n\n", spread(firstOutput))
 	return nil
 }

@@ -83,13 +83,15 @@ func run(ctx context.Context, d *daemon.Daemon) error {
 	if reason := fallback.FindString(log); reason != "" {
 		fmt.Printf("accelerator     %s\n", reason)
 	}
-	started := startLine.FindString(log)
-	if started == "" {
+	lines := startLines.FindAllString(log, -1)
+	if len(lines) != 2 {
 		return fmt.Errorf("the shim did not log the start; containerd's log ends:\n%s", d.Log(30))
 	}
 	fmt.Println("the start")
-	for _, phase := range duration.FindAllStringSubmatch(started, -1) {
-		fmt.Printf("  %-13s %8s\n", phase[1], phase[2])
+	for _, phase := range duration.FindAllStringSubmatch(strings.Join(lines, " "), -1) {
+		if phase[1] != "took" { // the sum of those before it
+			fmt.Printf("  %-13s %8s\n", phase[1], phase[2])
+		}
 	}
 	fmt.Printf("ctr run --rm    %8s\n", took.Round(time.Millisecond))
 	return nil
@@ -98,7 +100,7 @@ func run(ctx context.Context, d *daemon.Daemon) error {
 var (
 	guestKernel = regexp.MustCompile(`kernel (\S+)`)
 	// fallback is what the shim says where KVM cannot be used.
-	fallback  = regexp.MustCompile(`[^"]*TCG[^"\n]*`)
-	startLine = regexp.MustCompile(`.*sandbox started.*`)
-	duration  = regexp.MustCompile(`(\w+)=([0-9][0-9a-zµ.]*s)\b`)
+	fallback   = regexp.MustCompile(`[^"]*TCG[^"\n]*`)
+	startLines = regexp.MustCompile(`.*(sandbox|container) started.*`)
+	duration   = regexp.MustCompile(`(\w+)=([0-9][0-9a-zµ.]*s)\b`)
 )
