@@ -100,7 +100,7 @@ func runE2E(r *report) error {
 		r.omit("needs root")
 		return nil
 	}
-	return stream(r, exec.Command("go", "test", "-json", "-count=1", "-timeout", "50m", "-parallel", "3",
+	return stream(r, exec.Command("go", "test", "-json", "-count=1", "-timeout", "50m", "-parallel", "2",
 		e2ePackage, "-containerd=1.6,2.4"))
 }
 
