@@ -46,18 +46,13 @@ func realQEMU(t *testing.T) (*QEMU, hypervisor.Config) {
 	if err := os.WriteFile(initrd, []byte(trailer), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for dir := filepath.Dir(initrd); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil { // QEMU's user reads the initrd
-			t.Fatal(err)
-		}
-	}
-	share := t.TempDir()
-	return New(Options{
+	q := New(Options{
 		Path: path, Accelerator: "auto", Channels: []string{"virtio-serial"}, Machine: "q35", VirtiofsdCache: "auto",
 		Log: slog.New(slog.DiscardHandler),
-	}), hypervisor.Config{
+	})
+	return q, hypervisor.Config{
 		ID: "test", Dir: t.TempDir(), VCPUs: 1, MemoryMiB: 128, Kernel: kernels[len(kernels)-1], Initrd: initrd,
-		Devices: []hypervisor.Device{hypervisor.Share{Tag: "husk", Dir: share}},
+		Devices: []hypervisor.Device{hypervisor.Share{Tag: "husk", Dir: t.TempDir()}},
 	}
 }
 
