@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -49,8 +50,22 @@ func (s *Sandbox) call(ctx context.Context, f func(context.Context, agentv1.Agen
 		}
 		return err
 	}
-	return refusal.New(errgrpc.ToNative(err))
+	err = errgrpc.ToNative(err)
+	if errdefs.IsDeadlineExceeded(err) {
+		// The guest keeps the same deadline, and may see it pass first.
+		soon := time.NewTimer(deadlineSkew)
+		defer soon.Stop()
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-soon.C:
+		}
+	}
+	return refusal.New(err)
 }
+
+// deadlineSkew is how much earlier than the host the guest may see a deadline pass.
+const deadlineSkew = 100 * time.Millisecond
 
 // lost tells whether err, from a call to the agent, means that the guest is gone
 // rather than that the agent refused.
