@@ -84,3 +84,8 @@ func (a service) Shutdown(ctx context.Context, _ *agentv1.ShutdownRequest) (*age
 	a.shutdownOnce.Do(func() { close(a.shutdown) })
 	return &agentv1.ShutdownResponse{}, nil
 }
+
+// UpdateNetwork implements agentv1.AgentService.
+func (a service) UpdateNetwork(context.Context, *agentv1.UpdateNetworkRequest) (*agentv1.UpdateNetworkResponse, error) {
+	return nil, fmt.Errorf("update network: %w", errdefs.ErrNotImplemented)
+}

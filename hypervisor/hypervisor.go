@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 )
 
 // A Hypervisor boots virtual machines of one kind.
@@ -30,6 +31,13 @@ type VM interface {
 	// Accept waits for the control connection that the guest dials as its first
 	// act; having it is readiness. It fails with Err when the VM ends first.
 	Accept(ctx context.Context) (net.Conn, error)
+	// Attach plugs a device into the running guest. It has returned before the guest
+	// has seen the device. NotImplemented for a kind that cannot be plugged,
+	// AlreadyExists where the id is taken; on error nothing is left.
+	Attach(ctx context.Context, d Device) error
+	// Detach takes out the device of that id, once the guest has let go of it. It is
+	// idempotent.
+	Detach(ctx context.Context, id string) error
 	// Stop ends the VM and every helper process of it, and releases what Start
 	// took. It is idempotent; it kills at once when ctx has ended. The guest is
 	// asked nothing here.
@@ -106,7 +114,7 @@ type Process struct {
 	PID  int
 }
 
-// A Device is one of Share (and later Block, NIC, VFIO).
+// A Device is one of Share and NIC (and later Block, VFIO).
 type Device interface{ device() }
 
 // A Share is a host directory that the guest can mount by virtio-fs.
@@ -117,4 +125,26 @@ type Share struct {
 	Dir string
 }
 
+// A NIC is a network interface of the guest, which knows it by its MAC address.
+// Exactly one of Taps and Stream is set. The files stay their owner's, who may
+// close them once Start or Attach has returned.
+type NIC struct {
+	// ID names the device in the VM: 1 to 32 of [a-z0-9-].
+	ID string
+	// MAC is a unicast address of six bytes.
+	MAC net.HardwareAddr
+	// MTU of the link, 68 to 65535.
+	MTU int
+	// Taps are the queues of one tap device, opened with IFF_VNET_HDR, and with
+	// IFF_MULTI_QUEUE where there are several.
+	Taps []*os.File
+	// Vhost is one open /dev/vhost-net for each of Taps; empty: the monitor copies
+	// itself.
+	Vhost []*os.File
+	// Stream is a connected unix stream socket to a user-mode network: each frame
+	// follows its length in four bytes, big-endian.
+	Stream *os.File
+}
+
 func (Share) device() {}
+func (NIC) device()   {}

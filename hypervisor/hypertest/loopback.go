@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/hypervisor"
@@ -290,3 +291,9 @@ func pair() (net.Conn, net.Conn, error) {
 	}
 	return conns[0], conns[1], nil
 }
+
+// Attach implements hypervisor.VM.
+func (v *VM) Attach(context.Context, hypervisor.Device) error { return errdefs.ErrNotImplemented }
+
+// Detach implements hypervisor.VM.
+func (v *VM) Detach(context.Context, string) error { return nil }

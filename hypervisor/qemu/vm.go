@@ -9,6 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
+	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/hypervisor/channel"
 	"github.com/husk-containers/husk/hypervisor/qemu/qmp"
 	"github.com/husk-containers/husk/hypervisor/virtiofs"
@@ -240,3 +243,9 @@ func (v *vm) lastWords() string {
 	}
 	return "; the guest's console is empty"
 }
+
+// Attach implements hypervisor.VM.
+func (v *vm) Attach(context.Context, hypervisor.Device) error { return errdefs.ErrNotImplemented }
+
+// Detach implements hypervisor.VM.
+func (v *vm) Detach(context.Context, string) error { return nil }

@@ -72,7 +72,56 @@ func (x Storage_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Storage_Kind.Descriptor instead.
 func (Storage_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{5, 0}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{11, 0}
+}
+
+type ListenEvent_Protocol int32
+
+const (
+	ListenEvent_PROTOCOL_UNSPECIFIED ListenEvent_Protocol = 0
+	ListenEvent_PROTOCOL_TCP         ListenEvent_Protocol = 1
+	ListenEvent_PROTOCOL_UDP         ListenEvent_Protocol = 2
+)
+
+// Enum value maps for ListenEvent_Protocol.
+var (
+	ListenEvent_Protocol_name = map[int32]string{
+		0: "PROTOCOL_UNSPECIFIED",
+		1: "PROTOCOL_TCP",
+		2: "PROTOCOL_UDP",
+	}
+	ListenEvent_Protocol_value = map[string]int32{
+		"PROTOCOL_UNSPECIFIED": 0,
+		"PROTOCOL_TCP":         1,
+		"PROTOCOL_UDP":         2,
+	}
+)
+
+func (x ListenEvent_Protocol) Enum() *ListenEvent_Protocol {
+	p := new(ListenEvent_Protocol)
+	*p = x
+	return p
+}
+
+func (x ListenEvent_Protocol) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ListenEvent_Protocol) Descriptor() protoreflect.EnumDescriptor {
+	return file_protocols_agent_v1_agent_proto_enumTypes[1].Descriptor()
+}
+
+func (ListenEvent_Protocol) Type() protoreflect.EnumType {
+	return &file_protocols_agent_v1_agent_proto_enumTypes[1]
+}
+
+func (x ListenEvent_Protocol) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ListenEvent_Protocol.Descriptor instead.
+func (ListenEvent_Protocol) EnumDescriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{36, 0}
 }
 
 type HelloRequest struct {
@@ -203,9 +252,16 @@ type ConfigureRequest struct {
 	Entropy  []byte     `protobuf:"bytes,4,opt,name=entropy,proto3" json:"entropy,omitempty"`
 	Storages []*Storage `protobuf:"bytes,5,rep,name=storages,proto3" json:"storages,omitempty"`
 	// Kernel parameters (a/b/c or a.b.c to value), set for the whole guest.
-	Sysctls       []*Sysctl `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Sysctls []*Sysctl `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty"`
+	// The network besides loopback; unset: none.
+	Network *Network `protobuf:"bytes,7,opt,name=network,proto3" json:"network,omitempty"`
+	// Size in bytes of the /dev/shm that containers with the sandbox's IPC
+	// namespace share; 0: 64 MiB.
+	ShmBytes uint64 `protobuf:"varint,8,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
+	// Report, as ListenEvents, the ports that processes of the guest bind.
+	ReportListeners bool `protobuf:"varint,9,opt,name=report_listeners,json=reportListeners,proto3" json:"report_listeners,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ConfigureRequest) Reset() {
@@ -280,6 +336,27 @@ func (x *ConfigureRequest) GetSysctls() []*Sysctl {
 	return nil
 }
 
+func (x *ConfigureRequest) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *ConfigureRequest) GetShmBytes() uint64 {
+	if x != nil {
+		return x.ShmBytes
+	}
+	return 0
+}
+
+func (x *ConfigureRequest) GetReportListeners() bool {
+	if x != nil {
+		return x.ReportListeners
+	}
+	return false
+}
+
 type ConfigureResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -316,6 +393,416 @@ func (*ConfigureResponse) Descriptor() ([]byte, []int) {
 	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{3}
 }
 
+type UpdateNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       *Network               `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNetworkRequest) Reset() {
+	*x = UpdateNetworkRequest{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNetworkRequest) ProtoMessage() {}
+
+func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNetworkRequest.ProtoReflect.Descriptor instead.
+func (*UpdateNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *UpdateNetworkRequest) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+type UpdateNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNetworkResponse) Reset() {
+	*x = UpdateNetworkResponse{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNetworkResponse) ProtoMessage() {}
+
+func (x *UpdateNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNetworkResponse.ProtoReflect.Descriptor instead.
+func (*UpdateNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+// A Network is the whole of a guest's network but loopback. Addresses are in
+// their textual form (RFC 4291, RFC 5952), MAC addresses as aa:bb:cc:dd:ee:ff.
+type Network struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 32.
+	Interfaces []*Interface `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	// At most 4096, each after those that its gateway is reached by.
+	Routes []*Route `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
+	// Permanent neighbours, at most 4096.
+	Neighbours    []*Neighbour `protobuf:"bytes,3,rep,name=neighbours,proto3" json:"neighbours,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Network) GetInterfaces() []*Interface {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *Network) GetRoutes() []*Route {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *Network) GetNeighbours() []*Neighbour {
+	if x != nil {
+		return x.Neighbours
+	}
+	return nil
+}
+
+type Interface struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By which the guest knows its device; no two have the same.
+	Mac string `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
+	// Name in the guest, at most 15 bytes; no two have the same, and not lo.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// 68 to 65535.
+	Mtu uint32 `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	// address/length, at most 64.
+	Addresses []string `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Neither ARP nor neighbour discovery.
+	NoArp         bool `protobuf:"varint,5,opt,name=no_arp,json=noArp,proto3" json:"no_arp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Interface) Reset() {
+	*x = Interface{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Interface) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Interface) ProtoMessage() {}
+
+func (x *Interface) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Interface.ProtoReflect.Descriptor instead.
+func (*Interface) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Interface) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *Interface) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Interface) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Interface) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Interface) GetNoArp() bool {
+	if x != nil {
+		return x.NoArp
+	}
+	return false
+}
+
+type Route struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the interface.
+	Interface string `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
+	// address/length; 0.0.0.0/0 or ::/0 for the default.
+	Destination string `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
+	// Empty: on the link.
+	Gateway string `protobuf:"bytes,3,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	// Preferred source address; may be empty.
+	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	// Numbers of rtnetlink: metric, scope (RT_SCOPE_*), type (RTN_*; 0: unicast),
+	// table (0: main).
+	Priority uint32 `protobuf:"varint,5,opt,name=priority,proto3" json:"priority,omitempty"`
+	Scope    uint32 `protobuf:"varint,6,opt,name=scope,proto3" json:"scope,omitempty"`
+	Type     uint32 `protobuf:"varint,7,opt,name=type,proto3" json:"type,omitempty"`
+	Table    uint32 `protobuf:"varint,8,opt,name=table,proto3" json:"table,omitempty"`
+	// The gateway is on the link though no address says so.
+	OnLink bool `protobuf:"varint,9,opt,name=on_link,json=onLink,proto3" json:"on_link,omitempty"`
+	// 0: the interface's.
+	Mtu           uint32 `protobuf:"varint,10,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Route) Reset() {
+	*x = Route{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Route) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Route) ProtoMessage() {}
+
+func (x *Route) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Route.ProtoReflect.Descriptor instead.
+func (*Route) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Route) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *Route) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *Route) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *Route) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Route) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Route) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *Route) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *Route) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Route) GetOnLink() bool {
+	if x != nil {
+		return x.OnLink
+	}
+	return false
+}
+
+func (x *Route) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+type Neighbour struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Interface     string                 `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Mac           string                 `protobuf:"bytes,3,opt,name=mac,proto3" json:"mac,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Neighbour) Reset() {
+	*x = Neighbour{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Neighbour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Neighbour) ProtoMessage() {}
+
+func (x *Neighbour) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
+func (*Neighbour) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Neighbour) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *Neighbour) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Neighbour) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
 type Sysctl struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -326,7 +813,7 @@ type Sysctl struct {
 
 func (x *Sysctl) Reset() {
 	*x = Sysctl{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +825,7 @@ func (x *Sysctl) String() string {
 func (*Sysctl) ProtoMessage() {}
 
 func (x *Sysctl) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +838,7 @@ func (x *Sysctl) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sysctl.ProtoReflect.Descriptor instead.
 func (*Sysctl) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Sysctl) GetKey() string {
@@ -383,7 +870,7 @@ type Storage struct {
 
 func (x *Storage) Reset() {
 	*x = Storage{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +882,7 @@ func (x *Storage) String() string {
 func (*Storage) ProtoMessage() {}
 
 func (x *Storage) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +895,7 @@ func (x *Storage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Storage.ProtoReflect.Descriptor instead.
 func (*Storage) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Storage) GetKind() Storage_Kind {
@@ -448,7 +935,7 @@ type SyncClockRequest struct {
 
 func (x *SyncClockRequest) Reset() {
 	*x = SyncClockRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +947,7 @@ func (x *SyncClockRequest) String() string {
 func (*SyncClockRequest) ProtoMessage() {}
 
 func (x *SyncClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,7 +960,7 @@ func (x *SyncClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncClockRequest.ProtoReflect.Descriptor instead.
 func (*SyncClockRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SyncClockRequest) GetClockNs() int64 {
@@ -491,7 +978,7 @@ type SyncClockResponse struct {
 
 func (x *SyncClockResponse) Reset() {
 	*x = SyncClockResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +990,7 @@ func (x *SyncClockResponse) String() string {
 func (*SyncClockResponse) ProtoMessage() {}
 
 func (x *SyncClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +1003,7 @@ func (x *SyncClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncClockResponse.ProtoReflect.Descriptor instead.
 func (*SyncClockResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 type ShutdownRequest struct {
@@ -527,7 +1014,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -539,7 +1026,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -552,7 +1039,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 type ShutdownResponse struct {
@@ -563,7 +1050,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +1062,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +1075,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 // Streams names the connections that carry a process's standard streams. Each
@@ -610,7 +1097,7 @@ type Streams struct {
 
 func (x *Streams) Reset() {
 	*x = Streams{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +1109,7 @@ func (x *Streams) String() string {
 func (*Streams) ProtoMessage() {}
 
 func (x *Streams) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +1122,7 @@ func (x *Streams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Streams.ProtoReflect.Descriptor instead.
 func (*Streams) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Streams) GetTerminal() bool {
@@ -693,7 +1180,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +1192,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +1205,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateContainerRequest) GetContainerId() string {
@@ -752,7 +1239,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +1251,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +1264,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -796,7 +1283,7 @@ type StartContainerRequest struct {
 
 func (x *StartContainerRequest) Reset() {
 	*x = StartContainerRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +1295,7 @@ func (x *StartContainerRequest) String() string {
 func (*StartContainerRequest) ProtoMessage() {}
 
 func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1308,7 @@ func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerRequest.ProtoReflect.Descriptor instead.
 func (*StartContainerRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StartContainerRequest) GetContainerId() string {
@@ -839,7 +1326,7 @@ type StartContainerResponse struct {
 
 func (x *StartContainerResponse) Reset() {
 	*x = StartContainerResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +1338,7 @@ func (x *StartContainerResponse) String() string {
 func (*StartContainerResponse) ProtoMessage() {}
 
 func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +1351,7 @@ func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerResponse.ProtoReflect.Descriptor instead.
 func (*StartContainerResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 type ExecProcessRequest struct {
@@ -880,7 +1367,7 @@ type ExecProcessRequest struct {
 
 func (x *ExecProcessRequest) Reset() {
 	*x = ExecProcessRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +1379,7 @@ func (x *ExecProcessRequest) String() string {
 func (*ExecProcessRequest) ProtoMessage() {}
 
 func (x *ExecProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +1392,7 @@ func (x *ExecProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecProcessRequest.ProtoReflect.Descriptor instead.
 func (*ExecProcessRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecProcessRequest) GetContainerId() string {
@@ -945,7 +1432,7 @@ type ExecProcessResponse struct {
 
 func (x *ExecProcessResponse) Reset() {
 	*x = ExecProcessResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -957,7 +1444,7 @@ func (x *ExecProcessResponse) String() string {
 func (*ExecProcessResponse) ProtoMessage() {}
 
 func (x *ExecProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -970,7 +1457,7 @@ func (x *ExecProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecProcessResponse.ProtoReflect.Descriptor instead.
 func (*ExecProcessResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecProcessResponse) GetPid() uint32 {
@@ -994,7 +1481,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1493,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1506,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SignalProcessRequest) GetContainerId() string {
@@ -1058,7 +1545,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1557,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1570,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 type WaitProcessRequest struct {
@@ -1096,7 +1583,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1595,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1608,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WaitProcessRequest) GetContainerId() string {
@@ -1154,7 +1641,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1653,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1666,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WaitProcessResponse) GetExitStatus() uint32 {
@@ -1222,7 +1709,7 @@ type ResizeTTYRequest struct {
 
 func (x *ResizeTTYRequest) Reset() {
 	*x = ResizeTTYRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1721,7 @@ func (x *ResizeTTYRequest) String() string {
 func (*ResizeTTYRequest) ProtoMessage() {}
 
 func (x *ResizeTTYRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1734,7 @@ func (x *ResizeTTYRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTTYRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTTYRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResizeTTYRequest) GetContainerId() string {
@@ -1286,7 +1773,7 @@ type ResizeTTYResponse struct {
 
 func (x *ResizeTTYResponse) Reset() {
 	*x = ResizeTTYResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1785,7 @@ func (x *ResizeTTYResponse) String() string {
 func (*ResizeTTYResponse) ProtoMessage() {}
 
 func (x *ResizeTTYResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1798,7 @@ func (x *ResizeTTYResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTTYResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTTYResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type RemoveContainerRequest struct {
@@ -1324,7 +1811,7 @@ type RemoveContainerRequest struct {
 
 func (x *RemoveContainerRequest) Reset() {
 	*x = RemoveContainerRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1336,7 +1823,7 @@ func (x *RemoveContainerRequest) String() string {
 func (*RemoveContainerRequest) ProtoMessage() {}
 
 func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1349,7 +1836,7 @@ func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContainerRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RemoveContainerRequest) GetContainerId() string {
@@ -1374,7 +1861,7 @@ type RemoveContainerResponse struct {
 
 func (x *RemoveContainerResponse) Reset() {
 	*x = RemoveContainerResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1873,7 @@ func (x *RemoveContainerResponse) String() string {
 func (*RemoveContainerResponse) ProtoMessage() {}
 
 func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1886,7 @@ func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContainerResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 type ListProcessesRequest struct {
@@ -1411,7 +1898,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1910,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1923,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListProcessesRequest) GetContainerId() string {
@@ -1455,7 +1942,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1954,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1967,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*ProcessInfo {
@@ -1502,7 +1989,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +2001,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +2014,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProcessInfo) GetPid() uint32 {
@@ -1552,7 +2039,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +2051,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +2064,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type Event struct {
@@ -1585,6 +2072,7 @@ type Event struct {
 	// Types that are valid to be assigned to Event:
 	//
 	//	*Event_Oom
+	//	*Event_Listen
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1592,7 +2080,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +2092,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +2105,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -1636,6 +2124,15 @@ func (x *Event) GetOom() *OOMEvent {
 	return nil
 }
 
+func (x *Event) GetListen() *ListenEvent {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Listen); ok {
+			return x.Listen
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -1644,7 +2141,86 @@ type Event_Oom struct {
 	Oom *OOMEvent `protobuf:"bytes,1,opt,name=oom,proto3,oneof"`
 }
 
+type Event_Listen struct {
+	Listen *ListenEvent `protobuf:"bytes,2,opt,name=listen,proto3,oneof"`
+}
+
 func (*Event_Oom) isEvent_Event() {}
+
+func (*Event_Listen) isEvent_Event() {}
+
+// A ListenEvent tells that a port of the guest takes, or no longer takes, what
+// comes from outside.
+type ListenEvent struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Protocol ListenEvent_Protocol   `protobuf:"varint,1,opt,name=protocol,proto3,enum=husk.agent.v1.ListenEvent_Protocol" json:"protocol,omitempty"`
+	// Local address, 0.0.0.0 or :: for all.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// 1 to 65535.
+	Port uint32 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	// The port has been closed.
+	Closed        bool `protobuf:"varint,4,opt,name=closed,proto3" json:"closed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenEvent) Reset() {
+	*x = ListenEvent{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenEvent) ProtoMessage() {}
+
+func (x *ListenEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenEvent.ProtoReflect.Descriptor instead.
+func (*ListenEvent) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ListenEvent) GetProtocol() ListenEvent_Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return ListenEvent_PROTOCOL_UNSPECIFIED
+}
+
+func (x *ListenEvent) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ListenEvent) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ListenEvent) GetClosed() bool {
+	if x != nil {
+		return x.Closed
+	}
+	return false
+}
 
 type OOMEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1655,7 +2231,7 @@ type OOMEvent struct {
 
 func (x *OOMEvent) Reset() {
 	*x = OOMEvent{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +2243,7 @@ func (x *OOMEvent) String() string {
 func (*OOMEvent) ProtoMessage() {}
 
 func (x *OOMEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +2256,7 @@ func (x *OOMEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOMEvent.ProtoReflect.Descriptor instead.
 func (*OOMEvent) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *OOMEvent) GetContainerId() string {
@@ -1701,7 +2277,7 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0ekernel_release\x18\x02 \x01(\tR\rkernelRelease\x12$\n" +
 	"\x0eagent_start_us\x18\x03 \x01(\x04R\fagentStartUs\x12$\n" +
-	"\x0eagent_ready_us\x18\x04 \x01(\x04R\fagentReadyUs\"\xe7\x01\n" +
+	"\x0eagent_ready_us\x18\x04 \x01(\x04R\fagentReadyUs\"\xe1\x02\n" +
 	"\x10ConfigureRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1a\n" +
@@ -1709,8 +2285,44 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\bclock_ns\x18\x03 \x01(\x03R\aclockNs\x12\x18\n" +
 	"\aentropy\x18\x04 \x01(\fR\aentropy\x122\n" +
 	"\bstorages\x18\x05 \x03(\v2\x16.husk.agent.v1.StorageR\bstorages\x12/\n" +
-	"\asysctls\x18\x06 \x03(\v2\x15.husk.agent.v1.SysctlR\asysctls\"\x13\n" +
-	"\x11ConfigureResponse\"0\n" +
+	"\asysctls\x18\x06 \x03(\v2\x15.husk.agent.v1.SysctlR\asysctls\x120\n" +
+	"\anetwork\x18\a \x01(\v2\x16.husk.agent.v1.NetworkR\anetwork\x12\x1b\n" +
+	"\tshm_bytes\x18\b \x01(\x04R\bshmBytes\x12)\n" +
+	"\x10report_listeners\x18\t \x01(\bR\x0freportListeners\"\x13\n" +
+	"\x11ConfigureResponse\"H\n" +
+	"\x14UpdateNetworkRequest\x120\n" +
+	"\anetwork\x18\x01 \x01(\v2\x16.husk.agent.v1.NetworkR\anetwork\"\x17\n" +
+	"\x15UpdateNetworkResponse\"\xab\x01\n" +
+	"\aNetwork\x128\n" +
+	"\n" +
+	"interfaces\x18\x01 \x03(\v2\x18.husk.agent.v1.InterfaceR\n" +
+	"interfaces\x12,\n" +
+	"\x06routes\x18\x02 \x03(\v2\x14.husk.agent.v1.RouteR\x06routes\x128\n" +
+	"\n" +
+	"neighbours\x18\x03 \x03(\v2\x18.husk.agent.v1.NeighbourR\n" +
+	"neighbours\"x\n" +
+	"\tInterface\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03mtu\x18\x03 \x01(\rR\x03mtu\x12\x1c\n" +
+	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x15\n" +
+	"\x06no_arp\x18\x05 \x01(\bR\x05noArp\"\x80\x02\n" +
+	"\x05Route\x12\x1c\n" +
+	"\tinterface\x18\x01 \x01(\tR\tinterface\x12 \n" +
+	"\vdestination\x18\x02 \x01(\tR\vdestination\x12\x18\n" +
+	"\agateway\x18\x03 \x01(\tR\agateway\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12\x1a\n" +
+	"\bpriority\x18\x05 \x01(\rR\bpriority\x12\x14\n" +
+	"\x05scope\x18\x06 \x01(\rR\x05scope\x12\x12\n" +
+	"\x04type\x18\a \x01(\rR\x04type\x12\x14\n" +
+	"\x05table\x18\b \x01(\rR\x05table\x12\x17\n" +
+	"\aon_link\x18\t \x01(\bR\x06onLink\x12\x10\n" +
+	"\x03mtu\x18\n" +
+	" \x01(\rR\x03mtu\"U\n" +
+	"\tNeighbour\x12\x1c\n" +
+	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x10\n" +
+	"\x03mac\x18\x03 \x01(\tR\x03mac\"0\n" +
 	"\x06Sysctl\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"\xb8\x01\n" +
@@ -1783,15 +2395,26 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\vProcessInfo\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\x14\n" +
-	"\x12WatchEventsRequest\"=\n" +
+	"\x12WatchEventsRequest\"s\n" +
 	"\x05Event\x12+\n" +
-	"\x03oom\x18\x01 \x01(\v2\x17.husk.agent.v1.OOMEventH\x00R\x03oomB\a\n" +
-	"\x05event\"-\n" +
+	"\x03oom\x18\x01 \x01(\v2\x17.husk.agent.v1.OOMEventH\x00R\x03oom\x124\n" +
+	"\x06listen\x18\x02 \x01(\v2\x1a.husk.agent.v1.ListenEventH\x00R\x06listenB\a\n" +
+	"\x05event\"\xde\x01\n" +
+	"\vListenEvent\x12?\n" +
+	"\bprotocol\x18\x01 \x01(\x0e2#.husk.agent.v1.ListenEvent.ProtocolR\bprotocol\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x16\n" +
+	"\x06closed\x18\x04 \x01(\bR\x06closed\"H\n" +
+	"\bProtocol\x12\x18\n" +
+	"\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fPROTOCOL_TCP\x10\x01\x12\x10\n" +
+	"\fPROTOCOL_UDP\x10\x02\"-\n" +
 	"\bOOMEvent\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId2\xd9\b\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId2\xb5\t\n" +
 	"\x05Agent\x12B\n" +
 	"\x05Hello\x12\x1b.husk.agent.v1.HelloRequest\x1a\x1c.husk.agent.v1.HelloResponse\x12N\n" +
-	"\tConfigure\x12\x1f.husk.agent.v1.ConfigureRequest\x1a .husk.agent.v1.ConfigureResponse\x12N\n" +
+	"\tConfigure\x12\x1f.husk.agent.v1.ConfigureRequest\x1a .husk.agent.v1.ConfigureResponse\x12Z\n" +
+	"\rUpdateNetwork\x12#.husk.agent.v1.UpdateNetworkRequest\x1a$.husk.agent.v1.UpdateNetworkResponse\x12N\n" +
 	"\tSyncClock\x12\x1f.husk.agent.v1.SyncClockRequest\x1a .husk.agent.v1.SyncClockResponse\x12K\n" +
 	"\bShutdown\x12\x1e.husk.agent.v1.ShutdownRequest\x1a\x1f.husk.agent.v1.ShutdownResponse\x12`\n" +
 	"\x0fCreateContainer\x12%.husk.agent.v1.CreateContainerRequest\x1a&.husk.agent.v1.CreateContainerResponse\x12]\n" +
@@ -1816,81 +2439,98 @@ func file_protocols_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_protocols_agent_v1_agent_proto_rawDescData
 }
 
-var file_protocols_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_protocols_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_protocols_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_protocols_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_protocols_agent_v1_agent_proto_goTypes = []any{
 	(Storage_Kind)(0),               // 0: husk.agent.v1.Storage.Kind
-	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
-	(*HelloResponse)(nil),           // 2: husk.agent.v1.HelloResponse
-	(*ConfigureRequest)(nil),        // 3: husk.agent.v1.ConfigureRequest
-	(*ConfigureResponse)(nil),       // 4: husk.agent.v1.ConfigureResponse
-	(*Sysctl)(nil),                  // 5: husk.agent.v1.Sysctl
-	(*Storage)(nil),                 // 6: husk.agent.v1.Storage
-	(*SyncClockRequest)(nil),        // 7: husk.agent.v1.SyncClockRequest
-	(*SyncClockResponse)(nil),       // 8: husk.agent.v1.SyncClockResponse
-	(*ShutdownRequest)(nil),         // 9: husk.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 10: husk.agent.v1.ShutdownResponse
-	(*Streams)(nil),                 // 11: husk.agent.v1.Streams
-	(*CreateContainerRequest)(nil),  // 12: husk.agent.v1.CreateContainerRequest
-	(*CreateContainerResponse)(nil), // 13: husk.agent.v1.CreateContainerResponse
-	(*StartContainerRequest)(nil),   // 14: husk.agent.v1.StartContainerRequest
-	(*StartContainerResponse)(nil),  // 15: husk.agent.v1.StartContainerResponse
-	(*ExecProcessRequest)(nil),      // 16: husk.agent.v1.ExecProcessRequest
-	(*ExecProcessResponse)(nil),     // 17: husk.agent.v1.ExecProcessResponse
-	(*SignalProcessRequest)(nil),    // 18: husk.agent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),   // 19: husk.agent.v1.SignalProcessResponse
-	(*WaitProcessRequest)(nil),      // 20: husk.agent.v1.WaitProcessRequest
-	(*WaitProcessResponse)(nil),     // 21: husk.agent.v1.WaitProcessResponse
-	(*ResizeTTYRequest)(nil),        // 22: husk.agent.v1.ResizeTTYRequest
-	(*ResizeTTYResponse)(nil),       // 23: husk.agent.v1.ResizeTTYResponse
-	(*RemoveContainerRequest)(nil),  // 24: husk.agent.v1.RemoveContainerRequest
-	(*RemoveContainerResponse)(nil), // 25: husk.agent.v1.RemoveContainerResponse
-	(*ListProcessesRequest)(nil),    // 26: husk.agent.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),   // 27: husk.agent.v1.ListProcessesResponse
-	(*ProcessInfo)(nil),             // 28: husk.agent.v1.ProcessInfo
-	(*WatchEventsRequest)(nil),      // 29: husk.agent.v1.WatchEventsRequest
-	(*Event)(nil),                   // 30: husk.agent.v1.Event
-	(*OOMEvent)(nil),                // 31: husk.agent.v1.OOMEvent
+	(ListenEvent_Protocol)(0),       // 1: husk.agent.v1.ListenEvent.Protocol
+	(*HelloRequest)(nil),            // 2: husk.agent.v1.HelloRequest
+	(*HelloResponse)(nil),           // 3: husk.agent.v1.HelloResponse
+	(*ConfigureRequest)(nil),        // 4: husk.agent.v1.ConfigureRequest
+	(*ConfigureResponse)(nil),       // 5: husk.agent.v1.ConfigureResponse
+	(*UpdateNetworkRequest)(nil),    // 6: husk.agent.v1.UpdateNetworkRequest
+	(*UpdateNetworkResponse)(nil),   // 7: husk.agent.v1.UpdateNetworkResponse
+	(*Network)(nil),                 // 8: husk.agent.v1.Network
+	(*Interface)(nil),               // 9: husk.agent.v1.Interface
+	(*Route)(nil),                   // 10: husk.agent.v1.Route
+	(*Neighbour)(nil),               // 11: husk.agent.v1.Neighbour
+	(*Sysctl)(nil),                  // 12: husk.agent.v1.Sysctl
+	(*Storage)(nil),                 // 13: husk.agent.v1.Storage
+	(*SyncClockRequest)(nil),        // 14: husk.agent.v1.SyncClockRequest
+	(*SyncClockResponse)(nil),       // 15: husk.agent.v1.SyncClockResponse
+	(*ShutdownRequest)(nil),         // 16: husk.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 17: husk.agent.v1.ShutdownResponse
+	(*Streams)(nil),                 // 18: husk.agent.v1.Streams
+	(*CreateContainerRequest)(nil),  // 19: husk.agent.v1.CreateContainerRequest
+	(*CreateContainerResponse)(nil), // 20: husk.agent.v1.CreateContainerResponse
+	(*StartContainerRequest)(nil),   // 21: husk.agent.v1.StartContainerRequest
+	(*StartContainerResponse)(nil),  // 22: husk.agent.v1.StartContainerResponse
+	(*ExecProcessRequest)(nil),      // 23: husk.agent.v1.ExecProcessRequest
+	(*ExecProcessResponse)(nil),     // 24: husk.agent.v1.ExecProcessResponse
+	(*SignalProcessRequest)(nil),    // 25: husk.agent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),   // 26: husk.agent.v1.SignalProcessResponse
+	(*WaitProcessRequest)(nil),      // 27: husk.agent.v1.WaitProcessRequest
+	(*WaitProcessResponse)(nil),     // 28: husk.agent.v1.WaitProcessResponse
+	(*ResizeTTYRequest)(nil),        // 29: husk.agent.v1.ResizeTTYRequest
+	(*ResizeTTYResponse)(nil),       // 30: husk.agent.v1.ResizeTTYResponse
+	(*RemoveContainerRequest)(nil),  // 31: husk.agent.v1.RemoveContainerRequest
+	(*RemoveContainerResponse)(nil), // 32: husk.agent.v1.RemoveContainerResponse
+	(*ListProcessesRequest)(nil),    // 33: husk.agent.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 34: husk.agent.v1.ListProcessesResponse
+	(*ProcessInfo)(nil),             // 35: husk.agent.v1.ProcessInfo
+	(*WatchEventsRequest)(nil),      // 36: husk.agent.v1.WatchEventsRequest
+	(*Event)(nil),                   // 37: husk.agent.v1.Event
+	(*ListenEvent)(nil),             // 38: husk.agent.v1.ListenEvent
+	(*OOMEvent)(nil),                // 39: husk.agent.v1.OOMEvent
 }
 var file_protocols_agent_v1_agent_proto_depIdxs = []int32{
-	6,  // 0: husk.agent.v1.ConfigureRequest.storages:type_name -> husk.agent.v1.Storage
-	5,  // 1: husk.agent.v1.ConfigureRequest.sysctls:type_name -> husk.agent.v1.Sysctl
-	0,  // 2: husk.agent.v1.Storage.kind:type_name -> husk.agent.v1.Storage.Kind
-	11, // 3: husk.agent.v1.CreateContainerRequest.streams:type_name -> husk.agent.v1.Streams
-	11, // 4: husk.agent.v1.ExecProcessRequest.streams:type_name -> husk.agent.v1.Streams
-	28, // 5: husk.agent.v1.ListProcessesResponse.processes:type_name -> husk.agent.v1.ProcessInfo
-	31, // 6: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOMEvent
-	1,  // 7: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	3,  // 8: husk.agent.v1.Agent.Configure:input_type -> husk.agent.v1.ConfigureRequest
-	7,  // 9: husk.agent.v1.Agent.SyncClock:input_type -> husk.agent.v1.SyncClockRequest
-	9,  // 10: husk.agent.v1.Agent.Shutdown:input_type -> husk.agent.v1.ShutdownRequest
-	12, // 11: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	14, // 12: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.StartContainerRequest
-	16, // 13: husk.agent.v1.Agent.ExecProcess:input_type -> husk.agent.v1.ExecProcessRequest
-	18, // 14: husk.agent.v1.Agent.SignalProcess:input_type -> husk.agent.v1.SignalProcessRequest
-	20, // 15: husk.agent.v1.Agent.WaitProcess:input_type -> husk.agent.v1.WaitProcessRequest
-	22, // 16: husk.agent.v1.Agent.ResizeTTY:input_type -> husk.agent.v1.ResizeTTYRequest
-	24, // 17: husk.agent.v1.Agent.RemoveContainer:input_type -> husk.agent.v1.RemoveContainerRequest
-	26, // 18: husk.agent.v1.Agent.ListProcesses:input_type -> husk.agent.v1.ListProcessesRequest
-	29, // 19: husk.agent.v1.Agent.WatchEvents:input_type -> husk.agent.v1.WatchEventsRequest
-	2,  // 20: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 21: husk.agent.v1.Agent.Configure:output_type -> husk.agent.v1.ConfigureResponse
-	8,  // 22: husk.agent.v1.Agent.SyncClock:output_type -> husk.agent.v1.SyncClockResponse
-	10, // 23: husk.agent.v1.Agent.Shutdown:output_type -> husk.agent.v1.ShutdownResponse
-	13, // 24: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	15, // 25: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.StartContainerResponse
-	17, // 26: husk.agent.v1.Agent.ExecProcess:output_type -> husk.agent.v1.ExecProcessResponse
-	19, // 27: husk.agent.v1.Agent.SignalProcess:output_type -> husk.agent.v1.SignalProcessResponse
-	21, // 28: husk.agent.v1.Agent.WaitProcess:output_type -> husk.agent.v1.WaitProcessResponse
-	23, // 29: husk.agent.v1.Agent.ResizeTTY:output_type -> husk.agent.v1.ResizeTTYResponse
-	25, // 30: husk.agent.v1.Agent.RemoveContainer:output_type -> husk.agent.v1.RemoveContainerResponse
-	27, // 31: husk.agent.v1.Agent.ListProcesses:output_type -> husk.agent.v1.ListProcessesResponse
-	30, // 32: husk.agent.v1.Agent.WatchEvents:output_type -> husk.agent.v1.Event
-	20, // [20:33] is the sub-list for method output_type
-	7,  // [7:20] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	13, // 0: husk.agent.v1.ConfigureRequest.storages:type_name -> husk.agent.v1.Storage
+	12, // 1: husk.agent.v1.ConfigureRequest.sysctls:type_name -> husk.agent.v1.Sysctl
+	8,  // 2: husk.agent.v1.ConfigureRequest.network:type_name -> husk.agent.v1.Network
+	8,  // 3: husk.agent.v1.UpdateNetworkRequest.network:type_name -> husk.agent.v1.Network
+	9,  // 4: husk.agent.v1.Network.interfaces:type_name -> husk.agent.v1.Interface
+	10, // 5: husk.agent.v1.Network.routes:type_name -> husk.agent.v1.Route
+	11, // 6: husk.agent.v1.Network.neighbours:type_name -> husk.agent.v1.Neighbour
+	0,  // 7: husk.agent.v1.Storage.kind:type_name -> husk.agent.v1.Storage.Kind
+	18, // 8: husk.agent.v1.CreateContainerRequest.streams:type_name -> husk.agent.v1.Streams
+	18, // 9: husk.agent.v1.ExecProcessRequest.streams:type_name -> husk.agent.v1.Streams
+	35, // 10: husk.agent.v1.ListProcessesResponse.processes:type_name -> husk.agent.v1.ProcessInfo
+	39, // 11: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOMEvent
+	38, // 12: husk.agent.v1.Event.listen:type_name -> husk.agent.v1.ListenEvent
+	1,  // 13: husk.agent.v1.ListenEvent.protocol:type_name -> husk.agent.v1.ListenEvent.Protocol
+	2,  // 14: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	4,  // 15: husk.agent.v1.Agent.Configure:input_type -> husk.agent.v1.ConfigureRequest
+	6,  // 16: husk.agent.v1.Agent.UpdateNetwork:input_type -> husk.agent.v1.UpdateNetworkRequest
+	14, // 17: husk.agent.v1.Agent.SyncClock:input_type -> husk.agent.v1.SyncClockRequest
+	16, // 18: husk.agent.v1.Agent.Shutdown:input_type -> husk.agent.v1.ShutdownRequest
+	19, // 19: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	21, // 20: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.StartContainerRequest
+	23, // 21: husk.agent.v1.Agent.ExecProcess:input_type -> husk.agent.v1.ExecProcessRequest
+	25, // 22: husk.agent.v1.Agent.SignalProcess:input_type -> husk.agent.v1.SignalProcessRequest
+	27, // 23: husk.agent.v1.Agent.WaitProcess:input_type -> husk.agent.v1.WaitProcessRequest
+	29, // 24: husk.agent.v1.Agent.ResizeTTY:input_type -> husk.agent.v1.ResizeTTYRequest
+	31, // 25: husk.agent.v1.Agent.RemoveContainer:input_type -> husk.agent.v1.RemoveContainerRequest
+	33, // 26: husk.agent.v1.Agent.ListProcesses:input_type -> husk.agent.v1.ListProcessesRequest
+	36, // 27: husk.agent.v1.Agent.WatchEvents:input_type -> husk.agent.v1.WatchEventsRequest
+	3,  // 28: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	5,  // 29: husk.agent.v1.Agent.Configure:output_type -> husk.agent.v1.ConfigureResponse
+	7,  // 30: husk.agent.v1.Agent.UpdateNetwork:output_type -> husk.agent.v1.UpdateNetworkResponse
+	15, // 31: husk.agent.v1.Agent.SyncClock:output_type -> husk.agent.v1.SyncClockResponse
+	17, // 32: husk.agent.v1.Agent.Shutdown:output_type -> husk.agent.v1.ShutdownResponse
+	20, // 33: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	22, // 34: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.StartContainerResponse
+	24, // 35: husk.agent.v1.Agent.ExecProcess:output_type -> husk.agent.v1.ExecProcessResponse
+	26, // 36: husk.agent.v1.Agent.SignalProcess:output_type -> husk.agent.v1.SignalProcessResponse
+	28, // 37: husk.agent.v1.Agent.WaitProcess:output_type -> husk.agent.v1.WaitProcessResponse
+	30, // 38: husk.agent.v1.Agent.ResizeTTY:output_type -> husk.agent.v1.ResizeTTYResponse
+	32, // 39: husk.agent.v1.Agent.RemoveContainer:output_type -> husk.agent.v1.RemoveContainerResponse
+	34, // 40: husk.agent.v1.Agent.ListProcesses:output_type -> husk.agent.v1.ListProcessesResponse
+	37, // 41: husk.agent.v1.Agent.WatchEvents:output_type -> husk.agent.v1.Event
+	28, // [28:42] is the sub-list for method output_type
+	14, // [14:28] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_protocols_agent_v1_agent_proto_init() }
@@ -1898,16 +2538,17 @@ func file_protocols_agent_v1_agent_proto_init() {
 	if File_protocols_agent_v1_agent_proto != nil {
 		return
 	}
-	file_protocols_agent_v1_agent_proto_msgTypes[29].OneofWrappers = []any{
+	file_protocols_agent_v1_agent_proto_msgTypes[35].OneofWrappers = []any{
 		(*Event_Oom)(nil),
+		(*Event_Listen)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_protocols_agent_v1_agent_proto_rawDesc), len(file_protocols_agent_v1_agent_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   31,
+			NumEnums:      2,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
