@@ -121,7 +121,7 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 		return err
 	}
 	prepared := time.Now()
-	if err := s.awaitBoot(ctx); err != nil {
+	if err := s.guest.Await(ctx); err != nil {
 		return err
 	}
 	booted := time.Now()
@@ -135,16 +135,16 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 	}
 	setSize(names, plan.Spec.Process)
 	c.undo.Push("remove container in the guest", s.config.Runtime.StopTimeout.Duration, func(ctx context.Context) error {
-		err := s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+		err := s.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 			_, err := a.RemoveContainer(ctx, &agentv1.RemoveContainerRequest{ContainerId: c.id})
 			return err
 		})
-		if errdefs.IsNotFound(err) || s.lost(err) {
+		if errdefs.IsNotFound(err) || s.guest.Lost(err) {
 			return nil
 		}
 		return err
 	})
-	err = s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+	err = s.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 		_, err := a.CreateContainer(ctx, &agentv1.CreateContainerRequest{ContainerId: c.id, Spec: raw, Streams: names})
 		return err
 	})
@@ -273,7 +273,7 @@ func (c *Container) forget(execID string) {
 // Processes lists what runs in the container.
 func (c *Container) Processes(ctx context.Context) ([]ProcessInfo, error) {
 	var resp *agentv1.ListProcessesResponse
-	err := c.sandbox.call(ctx, func(ctx context.Context, a agentv1.AgentClient) (err error) {
+	err := c.sandbox.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) (err error) {
 		resp, err = a.ListProcesses(ctx, &agentv1.ListProcessesRequest{ContainerId: c.id})
 		if err == nil {
 			err = resp.Validate()

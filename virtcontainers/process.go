@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/guest"
 	"github.com/husk-containers/husk/virtcontainers/refusal"
 	"github.com/husk-containers/husk/virtcontainers/streams"
 )
@@ -112,7 +113,7 @@ func (p *Process) Start(ctx context.Context) error {
 		return refusal.During(err, "start %s", p.name())
 	}
 	if p.state == Created { // it may have exited already
-		p.state, _ = move(processMoves, p.name(), p.state, Running)
+		p.state, _ = move(p.name(), p.state, Running)
 	}
 	return nil
 }
@@ -120,7 +121,7 @@ func (p *Process) Start(ctx context.Context) error {
 func (p *Process) start(ctx context.Context) error {
 	s := p.container.sandbox
 	if p.id == "" {
-		return s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+		return s.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 			_, err := a.StartContainer(ctx, &agentv1.StartContainerRequest{ContainerId: p.container.id})
 			return err
 		})
@@ -137,7 +138,7 @@ func (p *Process) start(ctx context.Context) error {
 		return err
 	}
 	setSize(names, &spec)
-	err = s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+	err = s.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 		_, err := a.ExecProcess(ctx, &agentv1.ExecProcessRequest{
 			ContainerId: p.container.id, ExecId: p.id, Process: raw, Streams: names,
 		})
@@ -159,13 +160,10 @@ func setSize(names *agentv1.Streams, p *specs.Process) {
 // openStreams connects the process's standard streams to the guest and starts to
 // copy them.
 func (p *Process) openStreams(ctx context.Context) (*agentv1.Streams, error) {
-	vm, err := p.container.sandbox.machine()
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := p.container.sandbox.request(ctx)
+	g := p.container.sandbox.guest
+	ctx, cancel := g.Request(ctx)
 	defer cancel()
-	st, names, err := streams.Connect(ctx, vm.Dial, p.stdio)
+	st, names, err := streams.Connect(ctx, g.Dial, p.stdio)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +190,7 @@ func (p *Process) closeStreams() {
 func (p *Process) awaitExit(ctx context.Context) {
 	s := p.container.sandbox
 	var resp *agentv1.WaitProcessResponse
-	a, err := s.agentClient()
+	a, err := s.guest.Agent()
 	if err == nil {
 		resp, err = a.WaitProcess(ctx, &agentv1.WaitProcessRequest{ContainerId: p.container.id, ExecId: p.id})
 	}
@@ -205,16 +203,16 @@ func (p *Process) awaitExit(ctx context.Context) {
 		p.setExited(Exit{Status: resp.ExitStatus, At: between(p.created, time.Unix(0, resp.ExitedAtNs), time.Now())})
 		return
 	}
-	if s.lost(err) {
-		<-s.dead
+	if s.guest.Lost(err) {
+		<-s.guest.Dead()
 		p.lose()
 		return
 	}
 	// An agent that is ending may have refused.
-	grace := time.NewTimer(lostAgentGrace)
+	grace := time.NewTimer(guest.LostAgentGrace)
 	defer grace.Stop()
 	select {
-	case <-s.dead:
+	case <-s.guest.Dead():
 		p.lose()
 		return
 	case <-grace.C:
@@ -247,7 +245,7 @@ func between(from, t, to time.Time) time.Time {
 
 func (p *Process) setExited(e Exit) {
 	p.mu.Lock()
-	next, err := move(processMoves, p.name(), p.state, Stopped)
+	next, err := move(p.name(), p.state, Stopped)
 	if err == nil {
 		p.state, p.exit = next, e
 	}
@@ -279,7 +277,7 @@ func (p *Process) Kill(ctx context.Context, signal uint32, all bool) error {
 	if final {
 		s.expectExit(p)
 	}
-	err := s.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+	err := s.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 		_, err := a.SignalProcess(ctx, &agentv1.SignalProcessRequest{
 			ContainerId: p.container.id, ExecId: p.id, Signal: signal, All: all && p.id == "",
 		})
@@ -308,7 +306,7 @@ func (p *Process) Resize(ctx context.Context, columns, rows uint32) error {
 		return nil
 	}
 	p.mu.Unlock()
-	err := p.container.sandbox.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+	err := p.container.sandbox.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 		_, err := a.ResizeTTY(ctx, &agentv1.ResizeTTYRequest{
 			ContainerId: p.container.id, ExecId: p.id, Columns: columns, Rows: rows,
 		})
@@ -333,11 +331,11 @@ func (p *Process) Delete(ctx context.Context) (Exit, error) {
 	}
 	p.container.forget(p.id)
 	if started {
-		err = p.container.sandbox.call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+		err = p.container.sandbox.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 			_, err := a.RemoveContainer(ctx, &agentv1.RemoveContainerRequest{ContainerId: p.container.id, ExecId: p.id})
 			return err
 		})
-		if err != nil && !errdefs.IsNotFound(err) && !p.container.sandbox.lost(err) {
+		if err != nil && !errdefs.IsNotFound(err) && !p.container.sandbox.guest.Lost(err) {
 			p.container.sandbox.log.Warn("forget an exec in the guest", "container", p.container.id, "exec", p.id, "err", err)
 		}
 	}
@@ -347,7 +345,7 @@ func (p *Process) Delete(ctx context.Context) (Exit, error) {
 // retire moves the process to Deleted and closes its streams.
 func (p *Process) retire() (Exit, error) {
 	p.mu.Lock()
-	next, err := move(processMoves, p.name(), p.state, Deleted)
+	next, err := move(p.name(), p.state, Deleted)
 	if err == nil && p.starting {
 		err = fmt.Errorf("%s is being started: %w", p.name(), errdefs.ErrFailedPrecondition)
 	}

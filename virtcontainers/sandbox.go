@@ -2,6 +2,7 @@ package virtcontainers
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,10 +21,21 @@ import (
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/internal/undo"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/guest"
 	"github.com/husk-containers/husk/virtcontainers/record"
-	"github.com/husk-containers/husk/virtcontainers/refusal"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
+)
+
+const (
+	// shareTag is the virtio-fs tag of the directory that holds the containers'
+	// file systems.
+	shareTag = "husk"
+	// entropyBytes are given to the guest's random pool at boot.
+	entropyBytes = 256
+	// oomPause is how long a container's next OOM is not told of: a guest in
+	// distress, or a hostile one, reports without end.
+	oomPause = time.Second
 )
 
 // Options is what a sandbox is made of.
@@ -48,14 +60,12 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// A Sandbox is one VM and the containers in it; SandboxState tells its life. Its
+// A Sandbox is one VM and the containers in it; guest.State tells its life. Its
 // methods are safe for concurrent use.
 type Sandbox struct {
 	id     string
 	dir    string
-	began  time.Time
 	config *config.Config
-	hv     hypervisor.Hypervisor
 	log    *slog.Logger
 	clone  storage.Clone
 	record *record.Record
@@ -64,24 +74,18 @@ type Sandbox struct {
 	hostname string
 	sysctls  map[string]string
 
-	cancelBoot context.CancelCauseFunc
-	booted     chan struct{} // closed when the boot has ended, either way
-	dead       chan struct{} // closed when the VM is gone
-	stopOnce   sync.Once
-	stopErr    error
+	guest    *guest.Guest
+	stopOnce sync.Once
+	stopErr  error
 	// work counts the goroutines that serve the sandbox, and the containers that
 	// are being created; watchCtx ends the former.
-	work      sync.WaitGroup
-	watchCtx  context.Context //nolint:containedctx // the lifetime of the sandbox's own goroutines
-	endWatch  context.CancelFunc
-	ooms      chan string
-	lostAgent chan struct{} // closed when the control connection has ended
+	work     sync.WaitGroup
+	watchCtx context.Context //nolint:containedctx // the lifetime of the sandbox's own goroutines
+	endWatch context.CancelFunc
+	ooms     chan string
 
 	mu         sync.Mutex
-	state      SandboxState
-	err        error
-	vm         hypervisor.VM
-	agent      agentv1.AgentClient
+	stopping   bool // nothing new is begun
 	containers map[string]*Container
 }
 
@@ -103,19 +107,71 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	}
 	// '+' occurs in neither part, so no two sandboxes share a directory.
 	dir := filepath.Join(o.Config.Runtime.StateDir, o.Namespace+"+"+o.ID)
-	bootCtx, cancelBoot := context.WithCancelCause(context.WithoutCancel(ctx))
 	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Sandbox{
-		id: o.ID, dir: dir, config: o.Config, hv: o.Hypervisor, log: o.Log, clone: o.Clone,
-		hostname: hostname(o.Spec), sysctls: plan.Sysctls, cancelBoot: cancelBoot, booted: make(chan struct{}), dead: make(chan struct{}),
-		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), lostAgent: make(chan struct{}),
-		state: SandboxBooting, containers: map[string]*Container{}, began: o.Began,
+		id: o.ID, dir: dir, config: o.Config, log: o.Log, clone: o.Clone,
+		hostname: hostname(o.Spec), sysctls: plan.Sysctls,
+		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), containers: map[string]*Container{},
 	}
 	if err := s.prepare(o.Bundle); err != nil {
 		return nil, errors.Join(fmt.Errorf("sandbox %q: %w", o.ID, err), s.undo.Run(ctx))
 	}
-	s.work.Go(func() { s.boot(bootCtx) })
+	s.guest = guest.Boot(ctx, guest.Options{
+		Hypervisor: o.Hypervisor, Prepare: s.machine, OnEvent: s.onEvent,
+		BootTimeout: o.Config.Runtime.BootTimeout.Duration, RequestTimeout: o.Config.Runtime.RequestTimeout.Duration,
+		StopTimeout: o.Config.Runtime.StopTimeout.Duration, Began: o.Began, Log: o.Log,
+	})
+	s.undo.Push("end the guest", hostStep, s.guest.Close)
 	return s, nil
+}
+
+// machine returns what the sandbox's VM is made of, and what its agent is told.
+func (s *Sandbox) machine(context.Context) (hypervisor.Config, func() *agentv1.ConfigureRequest, error) {
+	return hypervisor.Config{
+		ID:           s.id,
+		Dir:          s.dir,
+		VCPUs:        s.config.Hypervisor.DefaultVCPUs,
+		MemoryMiB:    s.config.Hypervisor.DefaultMemoryMiB,
+		Kernel:       s.config.Guest.Kernel,
+		Initrd:       s.config.Guest.Initrd,
+		KernelParams: "husk.log=" + string(s.config.Guest.LogLevel) + " " + s.config.Guest.KernelParams,
+		Devices:      []hypervisor.Device{hypervisor.Share{Tag: shareTag, Dir: s.shareDir()}},
+		Started:      func(p hypervisor.Process) error { return s.record.Add(p.Name, p.PID) },
+	}, s.configuration, nil
+}
+
+func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
+	entropy := make([]byte, entropyBytes)
+	rand.Read(entropy) //nolint:errcheck // never fails since Go 1.24
+	req := &agentv1.ConfigureRequest{
+		SandboxId: s.id,
+		Hostname:  s.hostname,
+		ClockNs:   time.Now().UnixNano(),
+		Entropy:   entropy,
+		Storages: []*agentv1.Storage{{
+			Kind: agentv1.Storage_KIND_VIRTIOFS, Source: shareTag, Target: spec.GuestShare,
+		}},
+	}
+	for k, v := range s.sysctls {
+		req.Sysctls = append(req.Sysctls, &agentv1.Sysctl{Key: k, Value: v})
+	}
+	return req
+}
+
+// onEvent hands on what the guest reports, as far as it is about what the host
+// knows.
+func (s *Sandbox) onEvent(e *agentv1.Event) {
+	if oom := e.GetOom(); oom != nil {
+		c, unknown := s.Container(oom.ContainerId)
+		if unknown != nil || time.Since(c.oomAt) < oomPause {
+			return
+		}
+		c.oomAt = time.Now()
+		select {
+		case s.ooms <- c.id:
+		default: // a burst says no more than its first
+		}
+	}
 }
 
 // hostname is what the spec says, or the host's, as in a container without a VM.
@@ -159,32 +215,14 @@ func (s *Sandbox) prepare(bundle string) error {
 func (s *Sandbox) privateDir() string { return filepath.Join(s.dir, "private") }
 func (s *Sandbox) shareDir() string   { return filepath.Join(s.dir, "share") }
 
-// State returns where the sandbox is in its life.
-func (s *Sandbox) State() SandboxState {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.state
-}
-
 // PID is the VM monitor's process id on the host, 0 before the boot.
-func (s *Sandbox) PID() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.vm == nil {
-		return 0
-	}
-	return s.vm.PID()
-}
+func (s *Sandbox) PID() int { return s.guest.PID() }
 
 // Done is closed when the VM is gone, of itself or by Stop.
-func (s *Sandbox) Done() <-chan struct{} { return s.dead }
+func (s *Sandbox) Done() <-chan struct{} { return s.guest.Dead() }
 
 // Err says why the sandbox failed; nil while it runs and after a mere Stop.
-func (s *Sandbox) Err() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.err
-}
+func (s *Sandbox) Err() error { return s.guest.Err() }
 
 // OOMs yields the ids of containers that ran out of memory. It is never closed.
 func (s *Sandbox) OOMs() <-chan string { return s.ooms }
@@ -213,7 +251,7 @@ func (s *Sandbox) Container(id string) (*Container, error) {
 func (s *Sandbox) reserve(c *Container) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state == SandboxStopped {
+	if s.stopping {
 		return fmt.Errorf("sandbox %q is stopped: %w", s.id, errdefs.ErrFailedPrecondition)
 	}
 	if s.containers[c.id] != nil {
@@ -242,38 +280,12 @@ func (s *Sandbox) checkSysctls(want map[string]string) error {
 	return nil
 }
 
-func (s *Sandbox) machine() (hypervisor.VM, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state != SandboxRunning {
-		return nil, s.notRunning()
-	}
-	return s.vm, nil
-}
-
-func (s *Sandbox) agentClient() (agentv1.AgentClient, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state != SandboxRunning {
-		return nil, s.notRunning()
-	}
-	return s.agent, nil
-}
-
-// notRunning is the error of a call that needs the guest; s.mu is held.
-func (s *Sandbox) notRunning() error {
-	if s.err != nil {
-		return fmt.Errorf("%w: %w", errNoGuest, s.err)
-	}
-	return fmt.Errorf("%w: the sandbox is %s", errNoGuest, s.state)
-}
-
 // spawn runs f among the goroutines that Stop waits for, unless Stop has come
 // first.
 func (s *Sandbox) spawn(f func()) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state == SandboxStopped {
+	if s.stopping {
 		return false
 	}
 	s.work.Go(f)
@@ -297,50 +309,12 @@ func (s *Sandbox) expectExit(p *Process) {
 			defer timer.Stop()
 			select {
 			case <-p.answered:
-			case <-s.dead:
+			case <-s.guest.Dead():
 			case <-timer.C:
-				s.fail(fmt.Errorf("%s did not end within %s of a SIGKILL: the guest hangs", p.name(), patience))
+				s.guest.Fail(fmt.Errorf("%s did not end within %s of a SIGKILL: the guest hangs", p.name(), patience))
 			}
 		})
 	})
-}
-
-// awaitBoot waits until the guest is ready and returns why it is not.
-func (s *Sandbox) awaitBoot(ctx context.Context) error {
-	select {
-	case <-s.booted:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state == SandboxRunning {
-		return nil
-	}
-	if s.err != nil {
-		return s.err
-	}
-	return s.notRunning()
-}
-
-// fail ends a sandbox whose VM has ended or is to end for cause. The first cause
-// counts.
-func (s *Sandbox) fail(cause error) {
-	s.mu.Lock()
-	next, err := move(sandboxMoves, "sandbox", s.state, SandboxFailed)
-	if err != nil {
-		s.mu.Unlock()
-		return
-	}
-	s.state, s.err = next, cause
-	vm := s.vm
-	s.mu.Unlock()
-	s.log.Error("sandbox failed", "err", cause)
-	if vm != nil {
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel()     // kill at once
-		vm.Stop(ctx) //nolint:errcheck // it has ended or is killed; Done tells
-	}
 }
 
 // Stop ends the sandbox: asks the guest to power off, and takes everything back
@@ -352,24 +326,11 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 }
 
 func (s *Sandbox) stop(ctx context.Context) error {
-	s.cancelBoot(errors.New("the sandbox is being stopped"))
-	<-s.booted
 	began := time.Now()
-	gctx, cancel := context.WithTimeout(ctx, s.config.Runtime.StopTimeout.Duration)
-	defer cancel()
-	// From here on the VM's end is wanted, and there is nothing new to serve.
+	s.guest.Stop(ctx)
 	s.mu.Lock()
-	a, vm, running := s.agent, s.vm, s.state == SandboxRunning
-	s.state = SandboxStopped // allowed from every other state
+	s.stopping = true
 	s.mu.Unlock()
-	if running {
-		if _, err := a.Shutdown(gctx, &agentv1.ShutdownRequest{}); err != nil && !s.lost(err) {
-			s.log.Warn("the guest did not shut down when asked", "err", refusal.New(err))
-		}
-	}
-	if vm != nil {
-		vm.Stop(gctx) //nolint:errcheck // the stack stops it again, and reports
-	}
 	err := s.undo.Run(ctx)
 	s.log.Info("sandbox stopped", "took", ms(time.Since(began)))
 	return err
