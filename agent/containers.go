@@ -32,7 +32,7 @@ func (a service) CreateContainer(ctx context.Context, r *agentv1.CreateContainer
 		return nil, fmt.Errorf("create container %q: %w", id, errdefs.ErrAlreadyExists)
 	}
 	err = a.launch(c.init, r.GetStreams(), func(stdio container.Stdio) (*container.Process, error) {
-		return a.opts.Runtime.Create(ctx, id, spec, stdio)
+		return a.opts.Runtime.Create(ctx, id, spec, r.GetFileSystems(), stdio)
 	}, made)
 	if err != nil {
 		a.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -117,7 +118,8 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 	if err := s.checkSysctls(plan.Sysctls); err != nil {
 		return err
 	}
-	if err := c.share(cfg.Rootfs, plan); err != nil {
+	shared, err := c.share(cfg.Rootfs, plan)
+	if err != nil {
 		return err
 	}
 	prepared := time.Now()
@@ -145,7 +147,7 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 		return err
 	})
 	err = s.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
-		_, err := a.CreateContainer(ctx, &agentv1.CreateContainerRequest{ContainerId: c.id, Spec: raw, Streams: names})
+		_, err := a.CreateContainer(ctx, &agentv1.CreateContainerRequest{ContainerId: c.id, Spec: raw, Streams: names, FileSystems: shared})
 		return err
 	})
 	if err != nil {
@@ -179,22 +181,30 @@ func (c *Container) note(notes []string) {
 	}
 }
 
-// share puts the root file system and the bind mounts where the guest sees them.
-func (c *Container) share(rootfs []mount.Mount, plan *spec.Plan) error {
+// share puts the root file system and the bind mounts where the guest sees them,
+// and returns the guest's directories at which file systems appear.
+func (c *Container) share(rootfs []mount.Mount, plan *spec.Plan) ([]string, error) {
 	share, err := storage.New(filepath.Join(c.sandbox.privateDir(), c.id), c.bundle, c.sandbox.clone)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.undo.Push("unshare file systems", hostStep, func(context.Context) error { return share.Close() })
 	if err := share.Rootfs(rootfs, plan.RootPath); err != nil {
-		return err
+		return nil, err
 	}
 	for i, b := range plan.Binds {
 		if err := share.Bind(i, b); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	below, err := share.FileSystems()
+	if err != nil {
+		return nil, err
+	}
+	for i, dir := range below {
+		below[i] = path.Join(spec.GuestShare, c.id, dir)
+	}
+	return below, nil
 }
 
 // ReadSpec reads the OCI spec of a bundle.

@@ -60,7 +60,7 @@ func NewRuntime(root func(guestPath string) string) *Runtime {
 
 // Create implements container.Runtime. The process is a shell that waits for
 // Start and then becomes the command.
-func (r *Runtime) Create(_ context.Context, id string, spec *specs.Spec, stdio container.Stdio) (*container.Process, error) {
+func (r *Runtime) Create(_ context.Context, id string, spec *specs.Spec, _ []string, stdio container.Stdio) (*container.Process, error) {
 	fail := func(err error) (*container.Process, error) {
 		return nil, fmt.Errorf("create container %q: %w", id, err)
 	}

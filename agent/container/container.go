@@ -16,8 +16,9 @@ import (
 // sense. Errors are one line and carry an errdefs class.
 type Runtime interface {
 	// Create makes a container whose process waits for Start. On error nothing
-	// of it is left. AlreadyExists where the id is in use.
-	Create(ctx context.Context, id string, spec *specs.Spec, stdio Stdio) (*Process, error)
+	// of it is left. AlreadyExists where the id is in use. fileSystems are the
+	// directories at which the host's file systems for it appear.
+	Create(ctx context.Context, id string, spec *specs.Spec, fileSystems []string, stdio Stdio) (*Process, error)
 	// Start lets the process of a created container run.
 	Start(ctx context.Context, id string) error
 	// Exec runs one more process in a container. The pair of ids is not in use.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -32,6 +33,9 @@ type Crun struct {
 	cfg   CrunConfig
 	table *reap.Table
 	oom   *oomWatch
+
+	mu   sync.Mutex
+	held map[string]fileSystems // by container
 }
 
 // CrunConfig says where things are. Every path is absolute.
@@ -59,7 +63,7 @@ func NewCrun(cfg CrunConfig, table *reap.Table) (*Crun, error) {
 		return nil, fmt.Errorf("set up %s: %w", cfg.Command, err)
 	}
 	runc.Monitor = table.Monitor()
-	return &Crun{cfg: cfg, table: table, oom: oom}, nil
+	return &Crun{cfg: cfg, table: table, oom: oom, held: make(map[string]fileSystems)}, nil
 }
 
 func (c *Crun) bundle(id string) string { return filepath.Join(c.cfg.Dir, "containers", id) }
@@ -75,8 +79,8 @@ func (c *Crun) command(log string) *runc.Runc {
 }
 
 // Create implements Runtime.
-func (c *Crun) Create(ctx context.Context, id string, spec *specs.Spec, stdio Stdio) (*Process, error) {
-	p, err := c.create(ctx, id, spec, stdio)
+func (c *Crun) Create(ctx context.Context, id string, spec *specs.Spec, directories []string, stdio Stdio) (*Process, error) {
+	p, err := c.create(ctx, id, spec, directories, stdio)
 	if err == nil {
 		return p, nil
 	}
@@ -87,7 +91,7 @@ func (c *Crun) Create(ctx context.Context, id string, spec *specs.Spec, stdio St
 	return nil, errors.Join(err, c.Delete(context.WithoutCancel(ctx), id))
 }
 
-func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, stdio Stdio) (*Process, error) {
+func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, directories []string, stdio Stdio) (*Process, error) {
 	dir := c.bundle(id)
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		if errors.Is(err, os.ErrExist) {
@@ -95,6 +99,13 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, stdio St
 		}
 		return nil, err
 	}
+	held, err := hold(directories)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.held[id] = held
+	c.mu.Unlock()
 	if root, err := os.Stat(spec.Root.Path); err != nil || !root.IsDir() {
 		return nil, fmt.Errorf("root file system %q: no such directory in the guest: check the snapshot and the share it comes by: %w",
 			spec.Root.Path, errdefs.ErrNotFound)
@@ -232,7 +243,11 @@ func (c *Crun) Delete(ctx context.Context, id string) error {
 	if err := c.command(log).Delete(ctx, id, &runc.DeleteOpts{Force: true}); err != nil {
 		errs = append(errs, explain(nil, log, err))
 	}
-	errs = append(errs, cg.remove(), os.RemoveAll(c.bundle(id)))
+	c.mu.Lock()
+	held := c.held[id]
+	delete(c.held, id)
+	c.mu.Unlock()
+	errs = append(errs, cg.remove(), held.release(), os.RemoveAll(c.bundle(id)))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("delete container %q: %w", id, err)
 	}

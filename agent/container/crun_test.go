@@ -176,11 +176,11 @@ func TestCrunInside(t *testing.T) {
 	t.Run("run", func(t *testing.T) {
 		for range 2 { // the id is free again
 			w, read := output(t)
-			p, err := c.Create(ctx, "run", c.spec("run", false, "sh", "-c", "echo out; exit 3"), Stdio{Stdout: w})
+			p, err := c.Create(ctx, "run", c.spec("run", false, "sh", "-c", "echo out; exit 3"), nil, Stdio{Stdout: w})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.Create(ctx, "run", c.spec("run", false, "true"), Stdio{}); !errdefs.IsAlreadyExists(err) {
+			if _, err := c.Create(ctx, "run", c.spec("run", false, "true"), nil, Stdio{}); !errdefs.IsAlreadyExists(err) {
 				t.Errorf("second create: %v", err)
 			}
 			if err := c.Start(ctx, "run"); err != nil {
@@ -215,7 +215,7 @@ func TestCrunInside(t *testing.T) {
 			spec := c.spec("bad", false, "true")
 			tc.edit(spec)
 			w, read := output(t)
-			_, err := c.Create(ctx, "bad", spec, Stdio{Stderr: w})
+			_, err := c.Create(ctx, "bad", spec, nil, Stdio{Stderr: w})
 			if !errors.Is(err, tc.class) || !strings.Contains(err.Error(), tc.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got %v, want %v with %q", err, tc.class, tc.want)
 			}
@@ -227,7 +227,7 @@ func TestCrunInside(t *testing.T) {
 	})
 
 	t.Run("exec and kill", func(t *testing.T) {
-		init, err := c.Create(ctx, "c", c.spec("c", false, "sleep", "1000"), Stdio{})
+		init, err := c.Create(ctx, "c", c.spec("c", false, "sleep", "1000"), nil, Stdio{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -265,7 +265,7 @@ func TestCrunInside(t *testing.T) {
 	})
 
 	t.Run("terminal", func(t *testing.T) {
-		p, err := c.Create(ctx, "tty", c.spec("tty", true, "sh", "-c", "stty size; exit 5"), Stdio{Terminal: true, Columns: 100, Rows: 30})
+		p, err := c.Create(ctx, "tty", c.spec("tty", true, "sh", "-c", "stty size; exit 5"), nil, Stdio{Terminal: true, Columns: 100, Rows: 30})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -286,7 +286,7 @@ func TestCrunInside(t *testing.T) {
 	})
 
 	t.Run("delete while it runs", func(t *testing.T) {
-		p, err := c.Create(ctx, "d", c.spec("d", false, "sleep", "1000"), Stdio{})
+		p, err := c.Create(ctx, "d", c.spec("d", false, "sleep", "1000"), nil, Stdio{})
 		if err != nil {
 			t.Fatal(err)
 		}

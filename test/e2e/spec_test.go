@@ -3,10 +3,12 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // cgroupFile prints a control file of the container's own cgroup, by its name
@@ -146,6 +148,42 @@ func TestBindMounts(t *testing.T) {
 		}
 		if out, err := os.ReadFile(filepath.Join(host, "out")); string(out) != "from inside\n" {
 			e.Errorf("on the host: %q, %v", out, err)
+		}
+	})
+}
+
+// A file system that only the container's own mount namespace held would be
+// unmounted inside the exit of its last process, where Linux 6.1 can stop that for
+// good: "Busy inodes after unmount of virtiofs". The agent holds each, and what is
+// mounted below it.
+func TestFileSystemsOutliveTheContainersLastProcess(t *testing.T) {
+	eachHusk(t, func(e *env) {
+		host := e.TempDir()
+		below := filepath.Join(host, "below")
+		if err := os.Mkdir(below, 0o755); err != nil {
+			e.Fatal(err)
+		}
+		if err := unix.Mount("below", below, "tmpfs", 0, ""); err != nil {
+			e.Fatal(err)
+		}
+		e.Cleanup(func() {
+			if err := unix.Unmount(below, unix.MNT_DETACH); err != nil {
+				e.Error(err)
+			}
+		})
+		r := e.runSpec("awk '$5 ~ /share.run-/ { print $5 }' /proc/1/mountinfo", func(s *specs.Spec) {
+			// The guest's processes, and leave to look at its first.
+			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.PIDNamespace })
+			for _, set := range []*[]string{&s.Process.Capabilities.Bounding, &s.Process.Capabilities.Effective, &s.Process.Capabilities.Permitted} {
+				*set = append(*set, "CAP_SYS_PTRACE", "CAP_SYS_ADMIN")
+			}
+			s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/mnt", Type: "bind", Source: host, Options: []string{"rbind"}})
+		})
+		dir := "/run/husk/share/" + e.d.ID("run")
+		want := []string{dir + "/mnt/0", dir + "/mnt/0/below", dir + "/rootfs"}
+		if got := lines(r.stdout); !slices.Equal(slices.Sorted(slices.Values(got)), want) {
+			e.Errorf("the agent holds %q, want %q: %v", got, want, r)
 		}
 	})
 }

@@ -8,10 +8,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/virtcontainers/spec"
@@ -190,6 +192,25 @@ func (s *Share) attach(tree *os.File, b spec.Bind, target string) error {
 	}
 	s.mounted = append(s.mounted, target)
 	return nil
+}
+
+// FileSystems returns the directories, relative to the container's, at which
+// something is mounted, each after the one that it is below.
+func (s *Share) FileSystems() ([]string, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.dir))
+	if err != nil {
+		return nil, fmt.Errorf("share: list what is mounted: %w", err)
+	}
+	var below []string
+	for _, m := range mounts {
+		rel, err := filepath.Rel(s.dir, m.Mountpoint)
+		if err != nil {
+			return nil, fmt.Errorf("share: %w", err)
+		}
+		below = append(below, rel)
+	}
+	slices.Sort(below)
+	return slices.Compact(below), nil
 }
 
 // Close unmounts what was shared, the last first, and removes the container's

@@ -1172,8 +1172,12 @@ type CreateContainerRequest struct {
 	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
 	// The OCI runtime spec, JSON, already written for the guest: every path in it
 	// is a guest path. At most 4 MiB.
-	Spec          []byte   `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
-	Streams       *Streams `protobuf:"bytes,3,opt,name=streams,proto3" json:"streams,omitempty"`
+	Spec    []byte   `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Streams *Streams `protobuf:"bytes,3,opt,name=streams,proto3" json:"streams,omitempty"`
+	// Guest directories below /run/husk that are the roots of file systems of their
+	// own: the root file system, binds, and what is mounted below those, each after
+	// the one that it is in. At most 4096.
+	FileSystems   []string `protobuf:"bytes,4,rep,name=file_systems,json=fileSystems,proto3" json:"file_systems,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1225,6 +1229,13 @@ func (x *CreateContainerRequest) GetSpec() []byte {
 func (x *CreateContainerRequest) GetStreams() *Streams {
 	if x != nil {
 		return x.Streams
+	}
+	return nil
+}
+
+func (x *CreateContainerRequest) GetFileSystems() []string {
+	if x != nil {
+		return x.FileSystems
 	}
 	return nil
 }
@@ -2345,11 +2356,12 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\x06stdout\x18\x03 \x01(\fR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x04 \x01(\fR\x06stderr\x12\x18\n" +
 	"\acolumns\x18\x05 \x01(\rR\acolumns\x12\x12\n" +
-	"\x04rows\x18\x06 \x01(\rR\x04rows\"\x81\x01\n" +
+	"\x04rows\x18\x06 \x01(\rR\x04rows\"\xa4\x01\n" +
 	"\x16CreateContainerRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x120\n" +
-	"\astreams\x18\x03 \x01(\v2\x16.husk.agent.v1.StreamsR\astreams\"+\n" +
+	"\astreams\x18\x03 \x01(\v2\x16.husk.agent.v1.StreamsR\astreams\x12!\n" +
+	"\ffile_systems\x18\x04 \x03(\tR\vfileSystems\"+\n" +
 	"\x17CreateContainerResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\":\n" +
 	"\x15StartContainerRequest\x12!\n" +

@@ -21,20 +21,21 @@ const (
 	// GuestDir is the guest directory that storages are mounted below.
 	GuestDir = "/run/husk"
 
-	maxIDLen      = 128
-	maxTextLen    = 128
-	maxHostname   = 64 // utsname.nodename without its terminator
-	maxTag        = 35 // virtio-fs: 36 bytes with the terminator
-	maxPathLen    = 4095
-	maxStorages   = 64
-	maxSysctls    = 256
-	maxSysctlLen  = 4095
-	maxCells      = 1<<16 - 1 // struct winsize is 16 bits
-	maxPID        = 1 << 22   // PID_MAX_LIMIT
-	maxProcesses  = 1 << 16
-	maxSignal     = 64
-	maxExitStatus = 255
-	tokenLen      = 16 // protocols/stream.TokenLen
+	maxIDLen       = 128
+	maxTextLen     = 128
+	maxHostname    = 64 // utsname.nodename without its terminator
+	maxTag         = 35 // virtio-fs: 36 bytes with the terminator
+	maxPathLen     = 4095
+	maxStorages    = 64
+	maxFileSystems = 4096
+	maxSysctls     = 256
+	maxSysctlLen   = 4095
+	maxCells       = 1<<16 - 1 // struct winsize is 16 bits
+	maxPID         = 1 << 22   // PID_MAX_LIMIT
+	maxProcesses   = 1 << 16
+	maxSignal      = 64
+	maxExitStatus  = 255
+	tokenLen       = 16 // protocols/stream.TokenLen
 )
 
 func invalid(format string, args ...any) error {
@@ -268,6 +269,14 @@ func (m *CreateContainerRequest) Validate() error {
 	}
 	if n := len(m.GetSpec()); n == 0 || n > MaxSpecBytes {
 		return invalid("spec has %d bytes, want 1 to %d", n, MaxSpecBytes)
+	}
+	if n := len(m.GetFileSystems()); n > maxFileSystems {
+		return invalid("%d file_systems, at most %d", n, maxFileSystems)
+	}
+	for _, p := range m.GetFileSystems() {
+		if !Below(p, GuestDir) {
+			return invalid("file_systems: %q is not a clean path below %s", p, GuestDir)
+		}
 	}
 	return m.GetStreams().Validate()
 }
