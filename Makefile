@@ -68,7 +68,7 @@ demo: deps build guest ## run a container in a micro-VM, from nothing
 
 .PHONY: test
 test: deps build guest containerd-2.4 ## run every test this machine can run
-	@$(SUITE) unit e2e rig
+	@$(SUITE) unit e2e cri rig
 
 .PHONY: unit
 unit: ## run the tests that need neither root nor QEMU
@@ -76,7 +76,7 @@ unit: ## run the tests that need neither root nor QEMU
 
 .PHONY: e2e
 e2e: deps build guest containerd-2.4 ## run the end-to-end tests on both containerds
-	@$(SUITE) e2e
+	@$(SUITE) e2e cri
 
 .PHONY: rig
 rig: deps build guest ## run the end-to-end tests, or CMD, in a host in a box with KVM and vhost-vsock
@@ -108,6 +108,7 @@ lint: ## check format, vet, staticcheck and shell syntax
 	@unformatted=$$(go tool gofumpt -l .); \
 	test -z "$$unformatted" || { echo "not formatted; go tool gofumpt -w these:" >&2; echo "$$unformatted" >&2; exit 1; }
 	go vet ./...
+	go vet -C test/cri .
 	go tool staticcheck ./...
 	@for script in $(SHELL_SCRIPTS); do sh -n $$script || exit 1; done
 

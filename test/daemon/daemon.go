@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -35,12 +36,15 @@ type Config struct {
 	Scratch string
 	// Root is the repository's, whose build/bin is searched first for shims.
 	Root string
+	// CRI has containerd serve CRI too, in a network namespace of its own; nil
+	// leaves it out.
+	CRI *CRI
 }
 
 // A Daemon is a running private containerd. Its methods are for one goroutine,
 // except Ctr.
 type Daemon struct {
-	// Token is a word of this daemon's own: the containerd namespace, and part
+	// Token is a word of this daemon's own: the containerd namespace but for CRI, and part
 	// of the name of all that ID names. What is left is found by it.
 	Token string
 	// Dir is the scratch directory.
@@ -71,13 +75,16 @@ func Start(ctx context.Context, cfg Config) (*Daemon, error) {
 }
 
 func (d *Daemon) start(ctx context.Context) error {
-	if err := os.WriteFile(d.file("containerd.toml"), d.cfg.Generation.configuration(d.Dir), 0o600); err != nil {
+	if err := d.prepareCRI(); err != nil {
+		return err
+	}
+	if err := os.WriteFile(d.file("containerd.toml"), d.configuration(), 0o600); err != nil {
 		return fmt.Errorf("write containerd's configuration: %w", err)
 	}
 	if err := d.Configure(nil); err != nil {
 		return err
 	}
-	s, err := startSupervisor()
+	s, err := startSupervisor(d.cfg.CRI != nil)
 	if err != nil {
 		return err
 	}
@@ -85,7 +92,12 @@ func (d *Daemon) start(ctx context.Context) error {
 	if err := d.Resume(ctx); err != nil {
 		return err
 	}
-	return d.importBusybox(ctx)
+	if d.cfg.CRI != nil {
+		if err := d.importImage(ctx, images.WritePause); err != nil {
+			return err
+		}
+	}
+	return d.importImage(ctx, images.WriteBusybox)
 }
 
 // Resume starts containerd again after Stop, and returns when it serves.
@@ -132,13 +144,18 @@ func (d *Daemon) Resume(ctx context.Context) error {
 }
 
 // Stop ends containerd alone; shims and containers go on.
-func (d *Daemon) Stop(ctx context.Context) error {
+func (d *Daemon) Stop(ctx context.Context) error { return d.end(ctx, unix.SIGTERM) }
+
+// Kill is Stop without a warning.
+func (d *Daemon) Kill(ctx context.Context) error { return d.end(ctx, unix.SIGKILL) }
+
+func (d *Daemon) end(ctx context.Context, signal unix.Signal) error {
 	if d.pid == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
-	if err := unix.Kill(d.pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := unix.Kill(d.pid, signal); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("stop containerd: %w", err)
 	}
 	if err := WaitExit(ctx, d.pid); err != nil {
@@ -148,10 +165,13 @@ func (d *Daemon) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Ctr is a ctr command for this containerd, in the namespace Token.
+// Address is the socket that containerd serves, CRI on it too.
+func (d *Daemon) Address() string { return d.file("c.sock") }
+
+// Ctr is a ctr command for this containerd, in the namespace Token, or in CRI's.
 func (d *Daemon) Ctr(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, d.cfg.Generation.Ctr,
-		append([]string{"--address", d.file("c.sock"), "--namespace", d.Token}, args...)...)
+		append([]string{"--address", d.Address(), "--namespace", d.namespace()}, args...)...)
 	// A ctr that is stuck must not hold the caller by a pipe it gave away.
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
@@ -192,14 +212,14 @@ func (d *Daemon) Log(lines int) string {
 	return strings.Join(all[max(0, len(all)-lines-1):], "")
 }
 
-func (d *Daemon) importBusybox(ctx context.Context) error {
-	archive := d.file("busybox.tar")
+func (d *Daemon) importImage(ctx context.Context, write func(io.Writer) error) error {
+	archive := d.file("image.tar")
 	f, err := os.Create(archive)
 	if err != nil {
 		return fmt.Errorf("create image archive: %w", err)
 	}
 	defer os.Remove(archive)
-	if err := errors.Join(images.WriteBusybox(f), f.Close()); err != nil {
+	if err := errors.Join(write(f), f.Close()); err != nil {
 		return fmt.Errorf("write image archive: %w", err)
 	}
 	if out, err := d.Ctr(ctx, "image", "import", archive).CombinedOutput(); err != nil {

@@ -18,7 +18,7 @@ func TestMain(m *testing.M) {
 // TestSupervisorKeepsWhatDetaches starts a process that leaves its session and
 // is orphaned at once, the way a shim's daemon is.
 func TestSupervisorKeepsWhatDetaches(t *testing.T) {
-	s, err := startSupervisor()
+	s, err := startSupervisor(false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func TestSupervisorKeepsWhatDetaches(t *testing.T) {
 }
 
 func TestSupervisorReportsAProgramThatIsMissing(t *testing.T) {
-	s, err := startSupervisor()
+	s, err := startSupervisor(false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
 // A Generation is one containerd to test with.
@@ -15,6 +14,7 @@ type Generation struct {
 	// found before the system's.
 	Containerd, Ctr string
 	config          string
+	cri             string
 }
 
 // Lookup finds a generation by name: "1.6" is the machine's own package, "2.4"
@@ -24,9 +24,11 @@ func Lookup(root, name string) (Generation, error) {
 	switch name {
 	case "1.6":
 		g.Containerd, g.Ctr, g.config = "/usr/bin/containerd", "/usr/bin/ctr", config1
+		g.cri = cri1
 	case "2.4":
 		dir := filepath.Join(root, "build", "containerd-2.4")
 		g.Containerd, g.Ctr, g.config = filepath.Join(dir, "containerd"), filepath.Join(dir, "ctr"), config2
+		g.cri = cri2
 	default:
 		return Generation{}, fmt.Errorf("find containerd %q: there are 1.6 and 2.4", name)
 	}
@@ -37,13 +39,12 @@ func Lookup(root, name string) (Generation, error) {
 }
 
 // config1 is a configuration of containerd 1.6 and 1.7. No plugin of it writes
-// outside root and state: opt and NRI would, and CRI and the other snapshotters
-// only cost start-up time.
+// outside root and state: opt and NRI would, and CRI, where nobody asked for it,
+// and the other snapshotters only cost start-up time.
 const config1 = `version = 2
 root = "{dir}/root"
 state = "{dir}/state"
-disabled_plugins = [
-  "io.containerd.grpc.v1.cri",
+disabled_plugins = [{no-cri}
   "io.containerd.internal.v1.opt",
   "io.containerd.nri.v1.nri",
   "io.containerd.snapshotter.v1.aufs",
@@ -62,13 +63,9 @@ disabled_plugins = [
 const config2 = `version = 3
 root = "{dir}/root"
 state = "{dir}/state"
-disabled_plugins = [
-  "io.containerd.grpc.v1.cri",
-  "io.containerd.cri.v1.images",
-  "io.containerd.cri.v1.runtime",
+disabled_plugins = [{no-cri}
   "io.containerd.internal.v1.opt",
   "io.containerd.nri.v1.nri",
-  "io.containerd.podsandbox.controller.v1.podsandbox",
   "io.containerd.snapshotter.v1.blockfile",
   "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper",
@@ -82,7 +79,3 @@ disabled_plugins = [
 [debug]
   level = "info"
 `
-
-func (g Generation) configuration(dir string) []byte {
-	return []byte(strings.ReplaceAll(g.config, "{dir}", dir))
-}

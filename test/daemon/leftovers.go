@@ -32,7 +32,7 @@ func (d *Daemon) Close(ctx context.Context) (leftovers []string, err error) {
 		leftovers = append(leftovers, "process: "+p.String())
 	}
 	err = errors.Join(err, processErr, d.Stop(ctx))
-	for _, path := range d.taskFiles() {
+	for _, path := range append(d.taskFiles(), d.podFiles()...) {
 		leftovers = append(leftovers, "file: "+path)
 	}
 	mounts, mountErr := d.mounts()

@@ -18,6 +18,12 @@ import (
 // supervisorEnv marks the process that Supervise turns into a supervisor.
 const supervisorEnv = "HUSK_TEST_SUPERVISOR"
 
+// Values of supervisorEnv: in the machine's network namespace, or a new one.
+const (
+	shared   = "shared"
+	isolated = "isolated"
+)
+
 // Supervise turns the process into the supervisor of one private containerd
 // where it was started as that, and then does not return. A program that uses
 // this package calls it first of all.
@@ -57,6 +63,11 @@ func supervise(requests io.Reader, answers io.Writer) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become a subreaper: %w", err)
 	}
+	if os.Getenv(supervisorEnv) == isolated {
+		if err := loopbackUp(); err != nil {
+			return err
+		}
+	}
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
 	go func() { // ends with the process
@@ -83,6 +94,26 @@ func supervise(requests io.Reader, answers io.Writer) error {
 		}
 	}
 	return killDescendants(os.Getpid())
+}
+
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("set loopback up: %w", err)
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, lo); err != nil {
+		return fmt.Errorf("set loopback up: %w", err)
+	}
+	lo.SetUint16(lo.Uint16() | unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
+		return fmt.Errorf("set loopback up: %w", err)
+	}
+	return nil
 }
 
 func reap() {
@@ -146,9 +177,16 @@ type supervisor struct {
 	decoder  *json.Decoder
 }
 
-func startSupervisor() (*supervisor, error) {
+// startSupervisor starts a supervisor, if so wanted in a network namespace of
+// its own.
+func startSupervisor(ownNetwork bool) (*supervisor, error) {
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), supervisorEnv+"=1")
+	mode := shared
+	if ownNetwork {
+		mode = isolated
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	}
+	cmd.Env = append(os.Environ(), supervisorEnv+"="+mode)
 	cmd.Stderr = os.Stderr
 	requests, err := cmd.StdinPipe()
 	if err != nil {

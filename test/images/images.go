@@ -18,6 +18,9 @@ import (
 // Busybox is the name under which WriteBusybox's image is imported.
 const Busybox = "example.test/busybox:latest"
 
+// Pause is the name under which WritePause's image is imported.
+const Pause = "example.test/pause:latest"
+
 // BusyboxPath is the static busybox of Debian's package busybox-static.
 const BusyboxPath = "/bin/busybox"
 
@@ -73,9 +76,23 @@ func WriteBusybox(w io.Writer) error {
 	return WriteArchive(w, Busybox, files)
 }
 
+// WritePause writes an OCI archive of BusyboxRoot, named Pause, whose command
+// is what a pod's sandbox container has to do: reap, and end when told.
+func WritePause(w io.Writer) error {
+	files, err := BusyboxRoot()
+	if err != nil {
+		return err
+	}
+	return writeImage(w, Pause, files, []string{"sh", "-c", "trap 'exit 0' TERM; while :; do sleep 86400 & wait $!; done"})
+}
+
 // WriteArchive writes an OCI image layout, as a tar, that holds one image of
 // one layer for linux/amd64. Its command is sh.
 func WriteArchive(w io.Writer, name string, files []File) error {
+	return writeImage(w, name, files, []string{"sh"})
+}
+
+func writeImage(w io.Writer, name string, files []File, command []string) error {
 	var layer bytes.Buffer
 	if err := writeTar(&layer, files); err != nil {
 		return fmt.Errorf("assemble layer: %w", err)
@@ -97,7 +114,7 @@ func WriteArchive(w io.Writer, name string, files []File) error {
 	configDesc, err := addJSON("application/vnd.oci.image.config.v1+json", map[string]any{
 		"architecture": "amd64",
 		"os":           "linux",
-		"config":       map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": []string{"sh"}},
+		"config":       map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": command},
 		"rootfs":       map[string]any{"type": "layers", "diff_ids": []any{layerDesc["digest"]}},
 	})
 	if err != nil {

@@ -77,7 +77,8 @@ type part struct {
 var parts = []part{
 	{"unit", "every package, with the race detector; no root, no QEMU", runUnit},
 	{"e2e", "containers in VMs, by Debian's containerd and containerd 2.4", runE2E},
-	{"rig", "the same on KVM and vhost-vsock, in a host in a box", runRig},
+	{"cri", "pods in VMs, by a CRI client, on both", runCRI},
+	{"rig", "e2e on KVM and vhost-vsock, in a host in a box", runRig},
 }
 
 func find(name string) (part, bool) {
@@ -102,6 +103,16 @@ func runE2E(r *report) error {
 	}
 	return stream(r, exec.Command("go", "test", "-json", "-count=1", "-timeout", "50m", "-parallel", "2",
 		e2ePackage, "-containerd=1.6,2.4"))
+}
+
+// runCRI tests a module of its own, which ./... leaves out.
+func runCRI(r *report) error {
+	if os.Geteuid() != 0 {
+		r.omit("needs root")
+		return nil
+	}
+	return stream(r, exec.Command("go", "test", "-C", "test/cri", "-json", "-count=1", "-timeout", "50m", "-parallel", "2",
+		".", "-containerd=1.6,2.4", "-handler=husk,husk-shim"))
 }
 
 // rigTests are run in the rig, where a start is several times slower: what needs
