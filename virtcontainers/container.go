@@ -43,6 +43,9 @@ type ContainerConfig struct {
 	// is the directory that the spec's root.path names.
 	Rootfs []mount.Mount
 	Stdio  Stdio
+	// Holds: it is the sandbox container of a pod. It is there, and runs nothing in
+	// the guest: the agent holds what the pod's containers share.
+	Holds bool
 }
 
 // A Container runs in a sandbox. Its methods are safe for concurrent use.
@@ -79,6 +82,9 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cfg ContainerConfig) (_ *
 	defer func() { err = refusal.During(err, "create container %q", cfg.ID) }()
 	c := &Container{id: cfg.ID, bundle: cfg.Bundle, sandbox: s, execs: map[string]*Process{}, noted: map[string]bool{}}
 	c.init = newProcess(c, "", nil, cfg.Stdio)
+	if cfg.Holds {
+		c.init.killed = make(chan uint32, 1)
+	}
 	err = checkID(cfg.ID)
 	if err == nil {
 		err = s.reserve(c)
@@ -109,6 +115,9 @@ func checkID(id string) error {
 
 func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 	s := c.sandbox
+	if cfg.Holds {
+		return c.hold(ctx)
+	}
 	began := time.Now()
 	plan, err := c.plan()
 	if err != nil {
@@ -165,7 +174,19 @@ func (c *Container) plan() (*spec.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return spec.Transform(sp, c.id)
+	return spec.Transform(sp, c.id, c.sandbox.pod)
+}
+
+// hold makes a container that runs nothing, and lives until it is killed or the VM
+// ends.
+func (c *Container) hold(ctx context.Context) error {
+	if err := c.sandbox.guest.Await(ctx); err != nil {
+		return err
+	}
+	if !c.sandbox.spawn(c.init.hold) {
+		c.init.lose()
+	}
+	return nil
 }
 
 // note logs, once for the container, what means another thing in the guest.
@@ -189,10 +210,22 @@ func (c *Container) share(rootfs []mount.Mount, plan *spec.Plan) ([]string, erro
 		return nil, err
 	}
 	c.undo.Push("unshare file systems", hostStep, func(context.Context) error { return share.Close() })
+	if plan.Shm != nil {
+		size, tmpfs, err := share.Tmpfs(*plan.Shm)
+		if err != nil {
+			return nil, err
+		}
+		if tmpfs {
+			plan.GuestShm(size)
+		}
+	}
 	if err := share.Rootfs(rootfs, plan.RootPath); err != nil {
 		return nil, err
 	}
 	for i, b := range plan.Binds {
+		if b.Unused {
+			continue
+		}
 		if err := share.Bind(i, b); err != nil {
 			return nil, err
 		}
@@ -241,6 +274,9 @@ func (c *Container) Process(execID string) (*Process, error) {
 // container must run. It is AlreadyExists where the id is taken.
 func (c *Container) Exec(_ context.Context, id string, process *specs.Process, stdio Stdio) (*Process, error) {
 	err := checkID(id)
+	if err == nil && c.init.killed != nil {
+		err = fmt.Errorf("it is the pod's sandbox container, in which nothing runs: %w", errdefs.ErrNotImplemented)
+	}
 	if state := c.init.State(); err == nil && state != Running {
 		err = fmt.Errorf("the container is %s, not running: %w", state, errdefs.ErrFailedPrecondition)
 	}
@@ -282,6 +318,9 @@ func (c *Container) forget(execID string) {
 
 // Processes lists what runs in the container.
 func (c *Container) Processes(ctx context.Context) ([]ProcessInfo, error) {
+	if c.init.killed != nil {
+		return nil, nil
+	}
 	var resp *agentv1.ListProcessesResponse
 	err := c.sandbox.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) (err error) {
 		resp, err = a.ListProcesses(ctx, &agentv1.ListProcessesRequest{ContainerId: c.id})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,6 +43,7 @@ type Process struct {
 	created  time.Time
 	expected sync.Once     // for expectExit
 	answered chan struct{} // closed when nothing more is waited for from the guest
+	killed   chan uint32   // not nil: nothing runs; takes the signal that ends it, capacity 1
 	exited   chan struct{}
 
 	mu       sync.Mutex
@@ -120,6 +122,9 @@ func (p *Process) Start(ctx context.Context) error {
 
 func (p *Process) start(ctx context.Context) error {
 	s := p.container.sandbox
+	if p.killed != nil {
+		return nil
+	}
 	if p.id == "" {
 		return s.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 			_, err := a.StartContainer(ctx, &agentv1.StartContainerRequest{ContainerId: p.container.id})
@@ -221,6 +226,19 @@ func (p *Process) awaitExit(ctx context.Context) {
 	p.end(exitUnknown)
 }
 
+// ending are the signals that end a sandbox container.
+var ending = []unix.Signal{unix.SIGKILL, unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGHUP, unix.SIGABRT}
+
+// hold waits for the end of a process that does not run.
+func (p *Process) hold() {
+	select {
+	case <-p.container.sandbox.guest.Dead():
+		p.lose()
+	case signal := <-p.killed:
+		p.end(128 + signal)
+	}
+}
+
 // lose ends a process whose VM is gone.
 func (p *Process) lose() { p.end(exitKilled) }
 
@@ -273,6 +291,15 @@ func (p *Process) Kill(ctx context.Context, signal uint32, all bool) error {
 		return fmt.Errorf("kill %s: it has not been started: %w", p.name(), errdefs.ErrNotFound)
 	}
 	s := p.container.sandbox
+	if p.killed != nil {
+		if slices.Contains(ending, unix.Signal(signal)) {
+			select {
+			case p.killed <- signal:
+			default: // it is ending
+			}
+		}
+		return nil
+	}
 	final := p.id == "" && signal == uint32(unix.SIGKILL)
 	if final {
 		s.expectExit(p)

@@ -45,8 +45,15 @@ type Options struct {
 	// Bundle is the directory of the sandbox's first container; the clean-me
 	// record is written there.
 	Bundle string
-	// Spec of that container, as the bundle holds it.
-	Spec       *specs.Spec
+	// Spec of that container, as the bundle holds it; nil for a pod without a sandbox
+	// container, of which then Hostname, Sysctls and Network tell.
+	Spec     *specs.Spec
+	Hostname string
+	Sysctls  map[string]string
+	Network  spec.Network
+	// Pod: containers join the sandbox, whose first one, if it has a spec, only holds
+	// it.
+	Pod        bool
 	Config     *config.Config
 	Hypervisor hypervisor.Hypervisor
 	// Clone returns a detached copy of the mount at a host path, with recursive
@@ -63,13 +70,15 @@ type Options struct {
 // A Sandbox is one VM and the containers in it; guest.State tells its life. Its
 // methods are safe for concurrent use.
 type Sandbox struct {
-	id     string
-	dir    string
-	config *config.Config
-	log    *slog.Logger
-	clone  storage.Clone
-	record *record.Record
-	undo   undo.Stack
+	id      string
+	dir     string
+	config  *config.Config
+	log     *slog.Logger
+	clone   storage.Clone
+	record  *record.Record
+	undo    undo.Stack
+	created time.Time
+	pod     bool
 	// hostname and sysctls of the guest as a whole, given once at boot.
 	hostname string
 	sysctls  map[string]string
@@ -101,8 +110,7 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	plan, err := spec.Transform(o.Spec, o.ID)
-	if err != nil {
+	if err := o.readSpec(); err != nil {
 		return nil, fmt.Errorf("sandbox %q: %w", o.ID, err)
 	}
 	// '+' occurs in neither part, so no two sandboxes share a directory.
@@ -110,7 +118,7 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Sandbox{
 		id: o.ID, dir: dir, config: o.Config, log: o.Log, clone: o.Clone,
-		hostname: hostname(o.Spec), sysctls: plan.Sysctls,
+		pod: o.Pod, hostname: hostname(o.Hostname), sysctls: o.Sysctls, created: time.Now(),
 		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), containers: map[string]*Container{},
 	}
 	if err := s.prepare(o.Bundle); err != nil {
@@ -174,10 +182,33 @@ func (s *Sandbox) onEvent(e *agentv1.Event) {
 	}
 }
 
-// hostname is what the spec says, or the host's, as in a container without a VM.
-func hostname(sp *specs.Spec) string {
-	if sp.Hostname != "" {
-		return sp.Hostname
+// readSpec takes what concerns the guest as a whole from the spec, and refuses one
+// that the guest cannot honour before anything is booted.
+func (o *Options) readSpec() error {
+	switch {
+	case o.Spec == nil:
+		return nil
+	case o.Pod:
+		network, sysctls, err := spec.Pod(o.Spec)
+		if err != nil {
+			return err
+		}
+		o.Network, o.Sysctls = network, sysctls
+	default:
+		plan, err := spec.Transform(o.Spec, o.ID, false)
+		if err != nil {
+			return err
+		}
+		o.Network, o.Sysctls = plan.Network, plan.Sysctls
+	}
+	o.Hostname = o.Spec.Hostname
+	return nil
+}
+
+// hostname is what was asked for, or the host's, as in a container without a VM.
+func hostname(asked string) string {
+	if asked != "" {
+		return asked
 	}
 	name, err := os.Hostname()
 	if err != nil || len(name) > 64 { // the guest's kernel takes 64 bytes
@@ -217,6 +248,12 @@ func (s *Sandbox) shareDir() string   { return filepath.Join(s.dir, "share") }
 
 // PID is the VM monitor's process id on the host, 0 before the boot.
 func (s *Sandbox) PID() int { return s.guest.PID() }
+
+// Created is when the sandbox was.
+func (s *Sandbox) Created() time.Time { return s.created }
+
+// Start waits until the guest is ready, and returns why it is not.
+func (s *Sandbox) Start(ctx context.Context) error { return s.guest.Await(ctx) }
 
 // Done is closed when the VM is gone, of itself or by Stop.
 func (s *Sandbox) Done() <-chan struct{} { return s.guest.Dead() }

@@ -4,13 +4,14 @@ package spec
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // refuse names everything in sp that the guest cannot honour. What is not named
 // here is either the guest runtime's to do or rewritten by Transform.
-func refuse(sp *specs.Spec) error {
+func refuse(sp *specs.Spec, pod bool) error {
 	var errs []error
 	no := func(present bool, field, what string) {
 		if present {
@@ -46,7 +47,7 @@ func refuse(sp *specs.Spec) error {
 	no(l.MemoryPolicy != nil, "linux.memoryPolicy", "a memory policy over the host's nodes")
 	no(len(l.TimeOffsets) > 0, "linux.timeOffsets", "a time namespace")
 	no(l.Seccomp != nil && l.Seccomp.ListenerPath != "", "linux.seccomp.listenerPath", "a seccomp listener on the host")
-	errs = append(errs, refuseNamespaces(l.Namespaces)...)
+	errs = append(errs, refuseNamespaces(l.Namespaces, pod)...)
 	errs = append(errs, refuseDevices(l.Devices)...)
 	if l.Resources != nil {
 		errs = append(errs, refuseResources(l.Resources)...)
@@ -69,9 +70,13 @@ func refuseProcess(pr *specs.Process, field string) []error {
 	return errs
 }
 
-func refuseNamespaces(nss []specs.LinuxNamespace) []error {
+// mayJoin are the namespaces that may have a path in a pod: which one it names on the
+// host is the host's matter; in the guest it is the one that the pod's containers
+// share.
+var mayJoin = []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace}
+
+func refuseNamespaces(nss []specs.LinuxNamespace, pod bool) []error {
 	var errs []error
-	network := false
 	for i, ns := range nss {
 		field := fmt.Sprintf("linux.namespaces[%d] (%s)", i, ns.Type)
 		switch {
@@ -79,13 +84,9 @@ func refuseNamespaces(nss []specs.LinuxNamespace) []error {
 			errs = append(errs, unsupported(field, "a user namespace"))
 		case ns.Type == specs.TimeNamespace:
 			errs = append(errs, unsupported(field, "a time namespace"))
-		case ns.Path != "":
+		case ns.Path != "" && ns.Type != specs.NetworkNamespace && !(pod && slices.Contains(mayJoin, ns.Type)):
 			errs = append(errs, unsupported(field+".path", fmt.Sprintf("the host's namespace %s", ns.Path)))
 		}
-		network = network || ns.Type == specs.NetworkNamespace
-	}
-	if !network {
-		errs = append(errs, unsupported("linux.namespaces", "the host's network, which a spec without a network namespace asks for,"))
 	}
 	return errs
 }

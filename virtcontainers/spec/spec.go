@@ -22,6 +22,16 @@ import (
 //	/run/husk/share/<container>/mnt/<n>
 const GuestShare = "/run/husk/share"
 
+// Namespaces that containers of a pod share are the guest's own, but for that of
+// process ids: in the guest's own they would see the agent. Its name, and that of
+// the shared memory which goes with the IPC namespace, are known to the agent.
+const (
+	guestPIDNamespace = "/run/husk/ns/pid"
+	guestShm          = "/run/husk/shm"
+)
+
+const shmPath = "/dev/shm"
+
 // cgroupRoot holds the containers' cgroups in the guest.
 const cgroupRoot = "/husk"
 
@@ -41,10 +51,27 @@ type Plan struct {
 	// Sysctls are for the guest as a whole: its network is no namespace of the
 	// container's.
 	Sysctls map[string]string
+	// Network is which network the spec asks for.
+	Network Network
+	// Shm is the bind mount at /dev/shm, nil where there is none. Which file system it
+	// is of decides what becomes of it: where it is shared memory, GuestShm is called
+	// before Spec and Binds are used.
+	Shm *Bind
 	// Notes name what the spec says of the host and means another thing, or none,
 	// in a guest: labels of the host's security modules, set by its engine for
 	// every container, and namespaces of the host that the guest's stand in for.
 	Notes []string
+
+	shm        *specs.Mount // of Spec, what Shm is of
+	privateIPC bool
+}
+
+// A Network is a spec's word on the network namespace.
+type Network struct {
+	// Host: the spec has none, and so asks for the host's own network.
+	Host bool
+	// Path of an existing namespace; empty where the spec asks for a new one.
+	Path string
 }
 
 // A Bind is a host path that the guest is to see.
@@ -57,16 +84,32 @@ type Bind struct {
 	Recursive bool
 	// ReadOnly is enforced on the host too: the guest is not trusted with it.
 	ReadOnly bool
+	// Unused: the guest has something of its own in its place.
+	Unused bool
+}
+
+// Pod returns what the spec of a pod's sandbox container, which runs nothing in the
+// guest, says of the guest as a whole. Its error is that of Transform.
+func Pod(sp *specs.Spec) (network Network, sysctls map[string]string, err error) {
+	if err := check(sp, true); err != nil {
+		return Network{}, nil, err
+	}
+	_, network, _ = namespaces(sp.Linux.Namespaces)
+	return network, sp.Linux.Sysctl, nil
+}
+
+func check(sp *specs.Spec, pod bool) error {
+	if sp == nil || sp.Process == nil || sp.Root == nil || sp.Linux == nil {
+		return fmt.Errorf("the spec lacks process, root or linux: %w", errdefs.ErrInvalidArgument)
+	}
+	return refuse(sp, pod)
 }
 
 // Transform returns what becomes of sp, which it leaves as it is, for the
-// container of that id. Its error is InvalidArgument or NotImplemented and names
-// every field that the guest cannot honour.
-func Transform(sp *specs.Spec, id string) (*Plan, error) {
-	if sp == nil || sp.Process == nil || sp.Root == nil || sp.Linux == nil {
-		return nil, fmt.Errorf("the spec lacks process, root or linux: %w", errdefs.ErrInvalidArgument)
-	}
-	if err := refuse(sp); err != nil {
+// container of that id, in a pod or alone. Its error is InvalidArgument or
+// NotImplemented and names every field that the guest cannot honour.
+func Transform(sp *specs.Spec, id string, pod bool) (*Plan, error) {
+	if err := check(sp, pod); err != nil {
 		return nil, err
 	}
 	p := &Plan{RootPath: sp.Root.Path}
@@ -87,15 +130,54 @@ func Transform(sp *specs.Spec, id string) (*Plan, error) {
 	root.Path = path.Join(GuestShare, id, "rootfs")
 	linux.CgroupsPath = path.Join(cgroupRoot, id)
 	linux.MountLabel = ""
-	linux.Namespaces = slices.DeleteFunc(slices.Clone(linux.Namespaces), func(ns specs.LinuxNamespace) bool {
-		return ns.Type == specs.NetworkNamespace
-	})
-	linux.Sysctl, p.Sysctls = splitSysctls(sp.Linux.Sysctl)
+	var private func(specs.LinuxNamespaceType) bool
+	linux.Namespaces, p.Network, private = namespaces(sp.Linux.Namespaces)
+	if !private(specs.UTSNamespace) {
+		out.Hostname = "" // the name is the sandbox's, whoever joins
+	}
+	linux.Sysctl, p.Sysctls = splitSysctls(sp.Linux.Sysctl, private(specs.IPCNamespace))
 	if out.Mounts, p.Binds, err = mounts(sp.Mounts, id); err != nil {
 		return nil, err
 	}
+	p.takeShm(out.Mounts, private(specs.IPCNamespace))
 	p.Spec = &out
 	return p, nil
+}
+
+// takeShm takes the last bind at /dev/shm out of Binds: what an engine makes there
+// for a pod goes with the IPC namespace, and that is the guest's.
+func (p *Plan) takeShm(mounts []specs.Mount, privateIPC bool) {
+	n := -1
+	for i, m := range mounts {
+		if m.Type == "bind" {
+			n++
+		}
+		if m.Destination == shmPath {
+			p.Shm, p.shm, p.privateIPC = nil, nil, privateIPC
+			if m.Type == "bind" {
+				p.Shm, p.shm = &p.Binds[n], &mounts[i]
+			}
+		}
+	}
+}
+
+// GuestShm has the container use shared memory of the guest at /dev/shm: the
+// sandbox's where it shares the IPC namespace, or else its own of size bytes.
+func (p *Plan) GuestShm(size uint64) {
+	p.Binds = slices.Clone(p.Binds)
+	for i := range p.Binds {
+		if p.Binds[i].Field == p.Shm.Field {
+			p.Binds[i].Unused = true
+		}
+	}
+	if p.privateIPC {
+		*p.shm = specs.Mount{
+			Destination: shmPath, Type: "tmpfs", Source: "shm",
+			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", size)},
+		}
+		return
+	}
+	*p.shm = specs.Mount{Destination: shmPath, Type: "bind", Source: guestShm, Options: p.shm.Options}
 }
 
 // TransformProcess does for one process what Transform does for a spec; field
@@ -146,12 +228,40 @@ func ProcessNotes(pr *specs.Process, field string) []string {
 	return notes
 }
 
+// namespaces returns those that the guest's runtime makes or joins, and which
+// network the host owes. private tells whether a container has a new namespace of a
+// type, rather than one that it shares.
+func namespaces(all []specs.LinuxNamespace) (out []specs.LinuxNamespace, network Network, private func(specs.LinuxNamespaceType) bool) {
+	network.Host = true
+	for _, ns := range all {
+		switch {
+		case ns.Type == specs.NetworkNamespace:
+			network = Network{Path: ns.Path}
+		case ns.Path == "":
+			out = append(out, ns)
+		case ns.Type == specs.PIDNamespace:
+			out = append(out, specs.LinuxNamespace{Type: ns.Type, Path: guestPIDNamespace})
+		}
+	}
+	return out, network, func(typ specs.LinuxNamespaceType) bool {
+		return slices.Contains(out, specs.LinuxNamespace{Type: typ})
+	}
+}
+
+// ipcSysctl tells whether a parameter belongs to an IPC namespace
+// (sysctl(8), ipc/ipc_sysctl.c and ipc/mq_sysctl.c in Linux).
+func ipcSysctl(key string) bool {
+	return strings.HasPrefix(key, "fs.mqueue.") || strings.HasPrefix(key, "kernel.shm") || strings.HasPrefix(key, "kernel.msg") || key == "kernel.sem"
+}
+
 // splitSysctls parts what crun sets in the container's own namespaces from what
-// belongs to the guest's network.
-func splitSysctls(all map[string]string) (container, guest map[string]string) {
+// belongs to the guest as a whole: its network, and without a private one its IPC
+// namespace.
+func splitSysctls(all map[string]string, privateIPC bool) (container, guest map[string]string) {
 	container, guest = maps.Clone(all), map[string]string{}
 	for k, v := range all {
-		if strings.HasPrefix(strings.ReplaceAll(k, "/", "."), "net.") {
+		key := strings.ReplaceAll(k, "/", ".")
+		if strings.HasPrefix(key, "net.") || !privateIPC && ipcSysctl(key) {
 			guest[k] = v
 			delete(container, k)
 		}

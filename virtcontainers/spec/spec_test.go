@@ -5,8 +5,10 @@ package spec
 import (
 	"encoding/json"
 	"flag"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -66,7 +68,7 @@ func base() *specs.Spec {
 func TestTransformGolden(t *testing.T) {
 	in := base()
 	before, _ := json.Marshal(in)
-	plan, err := Transform(in, "c1")
+	plan, err := Transform(in, "c1", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,9 +140,8 @@ func TestTransformNamesWhatTheGuestCannotHonour(t *testing.T) {
 		"linux.seccomp.listenerPath":           func(s *specs.Spec) { s.Linux.Seccomp.ListenerPath = "/x" },
 		"linux.namespaces[6] (user)":           namespace(specs.UserNamespace, ""),
 		"linux.namespaces[6] (time)":           namespace(specs.TimeNamespace, ""),
-		"linux.namespaces[6] (network).path":   namespace(specs.NetworkNamespace, "/run/netns/x"),
+		"linux.namespaces[6] (mount).path":     namespace(specs.MountNamespace, "/proc/1/ns/mnt"),
 		"linux.namespaces[6] (ipc).path":       namespace(specs.IPCNamespace, "/proc/1/ns/ipc"),
-		"linux.namespaces":                     func(s *specs.Spec) { s.Linux.Namespaces = nil },
 		"linux.devices[0] (/dev/sda)":          device(specs.LinuxDevice{Path: "/dev/sda", Type: "b", Major: 8}),
 		"linux.devices[0] (/dev/nvidia0)":      device(specs.LinuxDevice{Path: "/dev/nvidia0", Type: "c", Major: 195}),
 		"linux.resources.memory.kernel":        memory(specs.LinuxMemory{Kernel: ptr(int64(1))}),
@@ -164,7 +165,7 @@ func TestTransformNamesWhatTheGuestCannotHonour(t *testing.T) {
 		t.Run(field, func(t *testing.T) {
 			sp := base()
 			change(sp)
-			_, err := Transform(sp, "c1")
+			_, err := Transform(sp, "c1", false)
 			if err == nil || !strings.Contains(err.Error(), field) {
 				t.Fatalf("Transform: %v, want an error that names %q", err, field)
 			}
@@ -182,12 +183,12 @@ func TestTransformNamesAllFieldsAtOnce(t *testing.T) {
 	sp := base()
 	sp.Linux.Resources.Rdma = map[string]specs.LinuxRdma{"mlx": {}}
 	sp.Hooks = &specs.Hooks{Prestart: make([]specs.Hook, 1)}
-	_, err := Transform(sp, "c1")
+	_, err := Transform(sp, "c1", false)
 	if err == nil || !strings.Contains(err.Error(), "rdma") || !strings.Contains(err.Error(), "prestart") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("Transform: %v, want both fields in one line", err)
 	}
 	for _, sp := range []*specs.Spec{nil, {}, {Root: &specs.Root{}, Linux: &specs.Linux{}}} {
-		if _, err := Transform(sp, "c1"); !errdefs.IsInvalidArgument(err) {
+		if _, err := Transform(sp, "c1", false); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("Transform of an incomplete spec: %v", err)
 		}
 	}
@@ -197,7 +198,7 @@ func TestTransformNotesWhatMeansAnotherThingInAGuest(t *testing.T) {
 	sp := base()
 	sp.Process.SelinuxLabel, sp.Linux.MountLabel = "s", "m"
 	sp.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}}
-	plan, err := Transform(sp, "c1")
+	plan, err := Transform(sp, "c1", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,5 +208,97 @@ func TestTransformNotesWhatMeansAnotherThingInAGuest(t *testing.T) {
 	}
 	if !slices.Equal(plan.Notes, want) {
 		t.Errorf("notes %q, want %q", plan.Notes, want)
+	}
+}
+
+func TestTransformJoinsAPodsNamespaces(t *testing.T) {
+	const host = "/proc/4711/ns/"
+	paths := []specs.LinuxNamespace{
+		{Type: specs.PIDNamespace, Path: host + "pid"},
+		{Type: specs.IPCNamespace, Path: host + "ipc"},
+		{Type: specs.UTSNamespace, Path: host + "uts"},
+		{Type: specs.NetworkNamespace, Path: host + "net"},
+		{Type: specs.MountNamespace},
+	}
+	shm := specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/sandboxes/1/shm", Options: []string{"rbind", "ro"}}
+	for name, tt := range map[string]struct {
+		namespaces []specs.LinuxNamespace
+		want       []specs.LinuxNamespace
+		hostname   string
+		guest      map[string]string
+		shm        specs.Mount
+	}{
+		"all shared": {
+			namespaces: paths,
+			want:       []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: "/run/husk/ns/pid"}, {Type: specs.MountNamespace}},
+			guest:      map[string]string{"net.core.somaxconn": "1", "kernel.shmmax": "2"},
+			shm:        specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/husk/shm", Options: []string{"rbind", "ro"}},
+		},
+		"all private": {
+			namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace}},
+			want:       []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}},
+			hostname:   "demo",
+			guest:      map[string]string{"net.core.somaxconn": "1"},
+			shm:        specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=4096"}},
+		},
+		"one of each": {
+			namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, paths[1], {Type: specs.UTSNamespace}, paths[3]},
+			want:       []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.UTSNamespace}},
+			hostname:   "demo",
+			guest:      map[string]string{"net.core.somaxconn": "1", "kernel.shmmax": "2"},
+			shm:        specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/husk/shm", Options: []string{"rbind", "ro"}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sp := base()
+			sp.Linux.Namespaces = tt.namespaces
+			sp.Linux.Sysctl = map[string]string{"net.core.somaxconn": "1", "kernel.shmmax": "2"}
+			sp.Mounts = []specs.Mount{{Destination: "/a", Type: "bind", Source: "/a"}, shm, {Destination: "/b", Type: "bind", Source: "/b"}}
+			p, err := Transform(sp, "c1", true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(p.Spec.Linux.Namespaces, tt.want) {
+				t.Errorf("namespaces %v, want %v", p.Spec.Linux.Namespaces, tt.want)
+			}
+			if p.Spec.Hostname != tt.hostname {
+				t.Errorf("hostname %q, want %q", p.Spec.Hostname, tt.hostname)
+			}
+			if !maps.Equal(p.Sysctls, tt.guest) {
+				t.Errorf("sysctls of the guest %v, want %v", p.Sysctls, tt.guest)
+			}
+			if p.Shm == nil || p.Shm.Source != shm.Source {
+				t.Fatalf("shared memory %v", p.Shm)
+			}
+			p.GuestShm(4096)
+			if got := p.Spec.Mounts[1]; !reflect.DeepEqual(got, tt.shm) {
+				t.Errorf("mount %v, want %v", got, tt.shm)
+			}
+			if p.Spec.Mounts[2].Source != GuestShare+"/c1/mnt/2" || !p.Binds[1].Unused || p.Binds[0].Unused || p.Binds[2].Unused {
+				t.Errorf("mounts %v, binds %v", p.Spec.Mounts, p.Binds)
+			}
+		})
+	}
+}
+
+func TestNetworkOfASpec(t *testing.T) {
+	for name, tt := range map[string]struct {
+		namespaces []specs.LinuxNamespace
+		want       Network
+	}{
+		"none":  {nil, Network{Host: true}},
+		"new":   {[]specs.LinuxNamespace{{Type: specs.NetworkNamespace}}, Network{}},
+		"given": {[]specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: "/run/netns/x"}}, Network{Path: "/run/netns/x"}},
+	} {
+		sp := base()
+		sp.Linux.Namespaces = tt.namespaces
+		p, err := Transform(sp, "c1", false)
+		if err != nil || p.Network != tt.want {
+			t.Errorf("%s: %+v, %v; want %+v", name, p.Network, err, tt.want)
+		}
+		network, sysctls, err := Pod(sp)
+		if err != nil || network != tt.want || !maps.Equal(sysctls, sp.Linux.Sysctl) {
+			t.Errorf("%s, of a pod: %+v, %v, %v; want %+v and all sysctls", name, network, sysctls, err, tt.want)
+		}
 	}
 }

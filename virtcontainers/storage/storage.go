@@ -124,13 +124,9 @@ func (s *Share) Rootfs(mounts []mount.Mount, dir string) error {
 // Bind shows a directory or regular file of the host as the container's mount n.
 // Mounts below a Recursive source are shown as they are now.
 func (s *Share) Bind(n int, b spec.Bind) error {
-	b.Source = s.absolute(b.Source)
-	tree, err := s.clone(b.Source, b.Recursive)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s: source %s does not exist on the host: %w", b.Field, b.Source, errdefs.ErrNotFound)
-	}
+	tree, err := s.source(&b)
 	if err != nil {
-		return fmt.Errorf("%s: source: %w", b.Field, err)
+		return err
 	}
 	defer tree.Close() //nolint:errcheck // attached, or not wanted
 	st, err := tree.Stat()
@@ -153,6 +149,33 @@ func (s *Share) Bind(n int, b spec.Bind) error {
 		return fmt.Errorf("%s: share %s: %w", b.Field, b.Source, err)
 	}
 	return nil
+}
+
+// Tmpfs tells whether a host path is on a tmpfs, and how many bytes that may hold.
+func (s *Share) Tmpfs(b spec.Bind) (size uint64, yes bool, err error) {
+	tree, err := s.source(&b)
+	if err != nil {
+		return 0, false, err
+	}
+	defer tree.Close() //nolint:errcheck // a path only
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(tree.Fd()), &st); err != nil {
+		return 0, false, fmt.Errorf("%s: source: %w", b.Field, &fs.PathError{Op: "statfs", Path: b.Source, Err: err})
+	}
+	return st.Blocks * uint64(st.Bsize), st.Type == unix.TMPFS_MAGIC, nil
+}
+
+// source clones the mount that a bind is of, and makes its path absolute.
+func (s *Share) source(b *spec.Bind) (*os.File, error) {
+	b.Source = s.absolute(b.Source)
+	tree, err := s.clone(b.Source, b.Recursive)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: source %s does not exist on the host: %w", b.Field, b.Source, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: source: %w", b.Field, err)
+	}
+	return tree, nil
 }
 
 func (s *Share) absolute(path string) string {
