@@ -16,6 +16,7 @@ import (
 type Config struct {
 	Hypervisor Hypervisor `toml:"hypervisor"`
 	Guest      Guest      `toml:"guest"`
+	Network    Network    `toml:"network"`
 	Runtime    Runtime    `toml:"runtime"`
 }
 
@@ -51,6 +52,23 @@ type Guest struct {
 	LogLevel     LogLevel `toml:"log_level"`
 }
 
+// Network says how guests reach networks.
+type Network struct {
+	HostNetwork         HostNetwork         `toml:"host_network"`
+	UnconfiguredNetwork UnconfiguredNetwork `toml:"unconfigured_network"`
+	VhostNet            VhostNet            `toml:"vhost_net"`
+	// PortForward lets connections to loopback in a pod's network namespace reach
+	// the guest's loopback.
+	PortForward bool `toml:"port_forward"`
+	// Passt is its path; with "" it is looked for.
+	Passt string `toml:"passt"`
+}
+
+// NeedsPasst reports whether there are pods that want user-mode networking.
+func (n Network) NeedsPasst() bool {
+	return n.HostNetwork == HostNetworkUser || n.UnconfiguredNetwork == UnconfiguredNetworkUser
+}
+
 // Runtime says how the shim behaves.
 type Runtime struct {
 	// StateDir holds one directory per sandbox.
@@ -83,6 +101,12 @@ func Default() Config {
 			Kernel:   "/usr/share/husk/vmlinuz",
 			Initrd:   "/usr/share/husk/initrd.img",
 			LogLevel: LogLevelWarn,
+		},
+		Network: Network{
+			HostNetwork:         HostNetworkUser,
+			UnconfiguredNetwork: UnconfiguredNetworkNone,
+			VhostNet:            VhostNetAuto,
+			PortForward:         true,
 		},
 		Runtime: Runtime{
 			StateDir:       "/run/husk",
@@ -122,6 +146,34 @@ const (
 	VirtiofsdCacheAuto   VirtiofsdCache = "auto"
 	VirtiofsdCacheAlways VirtiofsdCache = "always"
 	VirtiofsdCacheNever  VirtiofsdCache = "never"
+)
+
+// A HostNetwork is what becomes of a pod that wants the host's network.
+type HostNetwork string
+
+// The ways with the host's network.
+const (
+	HostNetworkUser   HostNetwork = "user" // user-mode networking by passt
+	HostNetworkRefuse HostNetwork = "refuse"
+)
+
+// An UnconfiguredNetwork is what a container has whose network namespace is new
+// and that nobody configures.
+type UnconfiguredNetwork string
+
+// The networks of such a container.
+const (
+	UnconfiguredNetworkNone UnconfiguredNetwork = "none" // loopback alone
+	UnconfiguredNetworkUser UnconfiguredNetwork = "user" // user-mode networking by passt
+)
+
+// A VhostNet is when the host's kernel copies packets in QEMU's stead.
+type VhostNet string
+
+// The uses of vhost-net.
+const (
+	VhostNetAuto  VhostNet = "auto" // where /dev/vhost-net opens
+	VhostNetNever VhostNet = "never"
 )
 
 // A LogLevel is the least severity that is logged.

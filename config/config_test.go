@@ -139,6 +139,11 @@ func TestKeys(t *testing.T) {
 		{"guest.initrd", `"/boot/initrd"`, func(c Config) any { return c.Guest.Initrd }, "/boot/initrd", append(badPaths, `""`)},
 		{"guest.kernel_params", `"mitigations=off a=\"b c\""`, func(c Config) any { return c.Guest.KernelParams }, `mitigations=off a="b c"`, []string{`"a\nb"`, `"é"`, `"quiet husk.channel=vsock:1"`, long, `["quiet"]`}},
 		{"guest.log_level", `"debug"`, func(c Config) any { return c.Guest.LogLevel }, LogLevelDebug, []string{`"error"`, `"trace"`, `"WARN"`, `""`, `1`}},
+		{"network.host_network", `"refuse"`, func(c Config) any { return c.Network.HostNetwork }, HostNetworkRefuse, []string{`"none"`, `"User"`, `""`, `true`}},
+		{"network.unconfigured_network", `"user"`, func(c Config) any { return c.Network.UnconfiguredNetwork }, UnconfiguredNetworkUser, []string{`"refuse"`, `""`, `false`}},
+		{"network.vhost_net", `"never"`, func(c Config) any { return c.Network.VhostNet }, VhostNetNever, []string{`"always"`, `""`, `true`}},
+		{"network.port_forward", `false`, func(c Config) any { return c.Network.PortForward }, false, []string{`"false"`, `0`, `""`, `[true]`}},
+		{"network.passt", `"/opt/passt"`, func(c Config) any { return c.Network.Passt }, "/opt/passt", badPaths},
 		{"runtime.state_dir", `"/var/run/husk"`, func(c Config) any { return c.Runtime.StateDir }, "/var/run/husk", append(badPaths, `""`)},
 		{"runtime.log_level", `"error"`, func(c Config) any { return c.Runtime.LogLevel }, LogLevelError, []string{`"fatal"`, `""`, `0`}},
 		{"runtime.boot_timeout", `"2m"`, func(c Config) any { return c.Runtime.BootTimeout.Duration }, 2 * time.Minute, badTimes},
@@ -185,8 +190,8 @@ func TestLoadErrors(t *testing.T) {
 		{"other case", "[guest]\nKernel = '/a'", "FILE:2: guest.Kernel: unknown key; did you mean guest.kernel?"},
 		{"dotted key", "hypervisor.pth = '/a'", "FILE:1: hypervisor.pth: unknown key; did you mean hypervisor.path?"},
 		{"inline table", "guest = { kernel = 'a', krnl = '' }", "FILE:1: guest.krnl: unknown key; did you mean guest.kernel?\nFILE:1: guest.kernel = \"a\": want an absolute path"},
-		{"unknown table", "[agent]\na = 1\nb = 2", "FILE:1: [agent]: unknown table; the tables are [hypervisor], [guest], [runtime]"},
-		{"unknown table within", "[guest.kernel]\na = 1", "FILE:1: [guest.kernel]: unknown table; the tables are [hypervisor], [guest], [runtime]"},
+		{"unknown table", "[agent]\na = 1\nb = 2", "FILE:1: [agent]: unknown table; the tables are [hypervisor], [guest], [network], [runtime]"},
+		{"unknown table within", "[guest.kernel]\na = 1", "FILE:1: [guest.kernel]: unknown table; the tables are [hypervisor], [guest], [network], [runtime]"},
 		{"list of tables", "[[guest]]\nkernel = '/a'", "FILE:1: [[guest]]: want a single table; write [guest]"},
 		{"no table", "guest = 1", "FILE:1: guest = 1: want a table; write [guest]"},
 		{"syntax", "[guest]\nkernel = /a", "FILE:2: "},
@@ -309,12 +314,30 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 		t.Fatal("got no error")
 	}
 	lines := strings.Split(err.Error(), "\n")
-	// What may be empty: cpu_model, kernel_params.
-	if want := len(rules()) - 2; len(lines) != want {
+	// What may be the zero value: cpu_model, kernel_params, port_forward, passt.
+	if want := len(rules()) - 4; len(lines) != want {
 		t.Errorf("got %d problems, want %d:\n%v", len(lines), want, err)
 	}
 	if want := `hypervisor.accelerator = "": want "auto" or "kvm" or "tcg"`; !slices.Contains(lines, want) {
 		t.Errorf("got\n%v\nwithout %s", err, want)
+	}
+}
+
+func TestNeedsPasst(t *testing.T) {
+	for _, tt := range []struct {
+		host         HostNetwork
+		unconfigured UnconfiguredNetwork
+		want         bool
+	}{
+		{HostNetworkUser, UnconfiguredNetworkNone, true},
+		{HostNetworkRefuse, UnconfiguredNetworkUser, true},
+		{HostNetworkUser, UnconfiguredNetworkUser, true},
+		{HostNetworkRefuse, UnconfiguredNetworkNone, false},
+	} {
+		n := Network{HostNetwork: tt.host, UnconfiguredNetwork: tt.unconfigured}
+		if got := n.NeedsPasst(); got != tt.want {
+			t.Errorf("%q, %q: got %v", tt.host, tt.unconfigured, got)
+		}
 	}
 }
 

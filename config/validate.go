@@ -48,6 +48,17 @@ func rules() []rule {
 			func(c *Config) *string { return &c.Guest.KernelParams }),
 		enum("guest.log_level", func(c *Config) *LogLevel { return &c.Guest.LogLevel }, LogLevelDebug, LogLevelInfo, LogLevelWarn),
 
+		enum("network.host_network", func(c *Config) *HostNetwork { return &c.Network.HostNetwork }, HostNetworkUser, HostNetworkRefuse),
+		enum("network.unconfigured_network", func(c *Config) *UnconfiguredNetwork { return &c.Network.UnconfiguredNetwork },
+			UnconfiguredNetworkNone, UnconfiguredNetworkUser),
+		enum("network.vhost_net", func(c *Config) *VhostNet { return &c.Network.VhostNet }, VhostNetAuto, VhostNetNever),
+		// The decoder lets nothing but a boolean in.
+		{
+			key: "network.port_forward", want: "true or false",
+			check: func(c *Config) (string, bool) { return strconv.FormatBool(c.Network.PortForward), true },
+		},
+		text("network.passt", "empty, or "+wantPath, isEmptyOrPath, func(c *Config) *string { return &c.Network.Passt }),
+
 		text("runtime.state_dir", wantPath, isPath, func(c *Config) *string { return &c.Runtime.StateDir }),
 		enum("runtime.log_level", func(c *Config) *LogLevel { return &c.Runtime.LogLevel },
 			LogLevelDebug, LogLevelInfo, LogLevelWarn, LogLevelError),
