@@ -29,6 +29,7 @@ const (
 	maxStorages   = 64
 	maxSysctls    = 256
 	maxSysctlLen  = 4095
+	maxShmBytes   = 1 << 50
 	maxCells      = 1<<16 - 1 // struct winsize is 16 bits
 	maxPID        = 1 << 22   // PID_MAX_LIMIT
 	maxProcesses  = 1 << 16
@@ -164,6 +165,12 @@ func (m *ConfigureRequest) Validate() error {
 		if err := s.Validate(); err != nil {
 			return fmt.Errorf("sysctls[%d]: %w", i, err)
 		}
+	}
+	if n := m.GetShmBytes(); n > maxShmBytes {
+		return invalid("shm_bytes %d, at most %d", n, int64(maxShmBytes))
+	}
+	if err := m.GetNetwork().Validate(); err != nil { // one that is unset is valid
+		return fmt.Errorf("network: %w", err)
 	}
 	return nil
 }
@@ -379,19 +386,3 @@ func (m *ProcessInfo) Validate() error {
 	}
 	return validOptionalID("exec_id", m.GetExecId())
 }
-
-// Validate implements the rules of the protocol.
-func (*WatchEventsRequest) Validate() error { return nil }
-
-// Validate implements the rules of the protocol.
-func (m *Event) Validate() error {
-	switch e := m.GetEvent().(type) {
-	case *Event_Oom:
-		return e.Oom.Validate()
-	default:
-		return invalid("event of a kind that is not known")
-	}
-}
-
-// Validate implements the rules of the protocol.
-func (m *OOMEvent) Validate() error { return validID("container_id", m.GetContainerId()) }
