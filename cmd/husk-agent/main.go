@@ -13,6 +13,7 @@ import (
 	"github.com/husk-containers/husk/agent/boot"
 	"github.com/husk-containers/husk/agent/channel"
 	"github.com/husk-containers/husk/agent/container"
+	"github.com/husk-containers/husk/agent/network"
 	"github.com/husk-containers/husk/agent/reap"
 	"github.com/husk-containers/husk/internal/version"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
@@ -33,6 +34,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "husk-agent: fatal:", err)
 	}
 	boot.PowerOff()
+}
+
+// A machine is what the agent does to the guest.
+type machine struct {
+	boot.Machine
+	*network.Stack
 }
 
 // run returns when the host has asked for the shutdown, or with the reason why
@@ -73,7 +80,7 @@ func run(started time.Duration) error {
 		Version:  version.Get().String(),
 		Started:  started,
 		Runtime:  runtime,
-		Platform: boot.Machine{},
+		Platform: machine{Stack: network.New()},
 		Streams:  streams,
 	}).Serve(ctx, control)
 }

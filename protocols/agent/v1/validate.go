@@ -20,6 +20,13 @@ const (
 	MaxEntropyBytes = 512
 	// GuestDir is the guest directory that storages are mounted below.
 	GuestDir = "/run/husk"
+	// SharedPID is the guest path that a spec gives to its PID namespace for the
+	// one that containers share. The agent makes it with the first of them. The
+	// shared IPC and UTS namespaces are the guest's own: a spec names none.
+	SharedPID = GuestDir + "/ns/pid"
+	// SharedShm is the guest directory that is the /dev/shm of containers which
+	// share the IPC namespace: they bind it. It is there from Configure on.
+	SharedShm = GuestDir + "/shm"
 
 	maxIDLen      = 128
 	maxTextLen    = 128
