@@ -35,6 +35,11 @@ const (
 	// answerTimeout bounds the wait for a host that has been answered Shutdown
 	// to close the connection.
 	answerTimeout = time.Second
+	// deviceTimeout bounds the wait for the devices of a network, where the
+	// host's own patience does not.
+	deviceTimeout = 30 * time.Second
+	// defaultShm is the size of the shared /dev/shm where the host names none.
+	defaultShm = 64 << 20
 )
 
 // ErrDisconnected is returned by Serve when the control connection was lost.
@@ -48,6 +53,11 @@ type Platform interface {
 	// AddEntropy credits at most 512 bytes to the kernel's random pool.
 	AddEntropy(b []byte) error
 	SetSysctl(key, value string) error
+	// SetNetwork makes the network what n, which is valid, says, and waits for
+	// devices that have not appeared until ctx ends. Calls are served in turn.
+	SetNetwork(ctx context.Context, n *agentv1.Network) error
+	// MountShm mounts agentv1.SharedShm, with room for so many bytes.
+	MountShm(bytes uint64) error
 	// MountVirtioFS mounts a share on target, which it makes.
 	MountVirtioFS(tag, target string, readOnly bool) error
 	// Sync writes what is cached to the disks, and gives up after timeout.

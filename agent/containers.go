@@ -20,7 +20,7 @@ func (a service) CreateContainer(ctx context.Context, r *agentv1.CreateContainer
 	if err != nil {
 		return nil, fmt.Errorf("create container %q: %w", id, err)
 	}
-	c := &guestContainer{id: id, execs: make(map[string]*process)}
+	c := &guestContainer{id: id, ownPID: hasOwnPID(spec), execs: make(map[string]*process)}
 	c.init = &process{container: c, state: creating}
 	a.mu.Lock()
 	taken := a.containers[id] != nil

@@ -38,8 +38,10 @@ type guest struct {
 	share    string
 	control  net.Conn // the host's end
 	streams  string   // path of the stream socket
-	end      context.CancelCauseFunc
-	served   chan error
+	// namespaces of the containers; at first a PID namespace each
+	namespaces []specs.LinuxNamespace
+	end        context.CancelCauseFunc
+	served     chan error
 }
 
 func newGuest(t *testing.T) *guest {
@@ -49,10 +51,11 @@ func newGuest(t *testing.T) *guest {
 	dir := t.TempDir()
 	g := &guest{
 		T: t, ctx: ctx,
-		platform: &agenttest.Platform{},
-		share:    t.TempDir(),
-		streams:  filepath.Join(dir, "streams"),
-		served:   make(chan error, 1),
+		platform:   &agenttest.Platform{},
+		share:      t.TempDir(),
+		streams:    filepath.Join(dir, "streams"),
+		namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}},
+		served:     make(chan error, 1),
 	}
 	g.runtime = agenttest.NewRuntime(agenttest.ShareRoot(g.share))
 	streams, err := net.Listen("unix", g.streams)
@@ -160,7 +163,7 @@ func (g *guest) spec(id string, p *specs.Process) []byte {
 	return g.json(&specs.Spec{
 		Root:    &specs.Root{Path: "/run/husk/share/" + id + "/rootfs"},
 		Process: p,
-		Linux:   &specs.Linux{CgroupsPath: "/husk/" + id},
+		Linux:   &specs.Linux{CgroupsPath: "/husk/" + id, Namespaces: g.namespaces},
 	})
 }
 

@@ -15,9 +15,12 @@ import (
 
 // A guestContainer is a container the host knows of.
 type guestContainer struct {
-	id    string
-	init  *process
-	execs map[string]*process // under Agent.mu
+	id string
+	// ownPID: it has a PID namespace of its own, of which init is the first
+	// process, so that nothing of it outlives that.
+	ownPID bool
+	init   *process
+	execs  map[string]*process // under Agent.mu
 }
 
 // A process is the first process of a container, or an exec.
@@ -150,9 +153,15 @@ func (a *Agent) launch(p *process, s *agentv1.Streams, makeIt func(container.Std
 
 // watch waits for the process to end and for its output to drain, and then
 // tells those who wait. Copying goes on where a descendant has the streams.
+// A container ends with its first process: where the kernel does not see to
+// that, what is left of it is killed here.
 func (a *Agent) watch(p *process) {
 	<-p.Done()
 	exit := p.Exit()
+	if p.execID == "" && !p.container.ownPID {
+		err := a.opts.Runtime.KillRest(context.Background(), p.container.id)
+		logError(err, "container ended", "container", p.container.id)
+	}
 	stdout, stderr := p.streams.Drain(stream.Patience)
 	if p.execID == "" {
 		a.checkOOM(p.container.id) // the kernel's own event may come late

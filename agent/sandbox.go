@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,7 +37,7 @@ func (a service) Hello(context.Context, *agentv1.HelloRequest) (*agentv1.HelloRe
 
 // Configure implements agentv1.AgentService. All of it is tried, so that the
 // error holds all that is wrong.
-func (a service) Configure(_ context.Context, r *agentv1.ConfigureRequest) (*agentv1.ConfigureResponse, error) {
+func (a service) Configure(ctx context.Context, r *agentv1.ConfigureRequest) (*agentv1.ConfigureResponse, error) {
 	a.mu.Lock()
 	again := a.configured
 	a.configured = true
@@ -51,12 +52,16 @@ func (a service) Configure(_ context.Context, r *agentv1.ConfigureRequest) (*age
 	if b := r.GetEntropy(); len(b) > 0 {
 		errs = append(errs, a.opts.Platform.AddEntropy(b))
 	}
+	if n := r.GetNetwork(); n != nil { // before the sysctls, which may name its interfaces
+		errs = append(errs, a.setNetwork(ctx, n))
+	}
 	for _, s := range r.GetSysctls() {
 		errs = append(errs, a.opts.Platform.SetSysctl(s.GetKey(), s.GetValue()))
 	}
 	for _, s := range r.GetStorages() {
 		errs = append(errs, a.opts.Platform.MountVirtioFS(s.GetSource(), s.GetTarget(), s.GetReadOnly()))
 	}
+	errs = append(errs, a.opts.Platform.MountShm(cmp.Or(r.GetShmBytes(), defaultShm)))
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("configure sandbox: %w", err)
 	}
@@ -86,6 +91,15 @@ func (a service) Shutdown(ctx context.Context, _ *agentv1.ShutdownRequest) (*age
 }
 
 // UpdateNetwork implements agentv1.AgentService.
-func (a service) UpdateNetwork(context.Context, *agentv1.UpdateNetworkRequest) (*agentv1.UpdateNetworkResponse, error) {
-	return nil, fmt.Errorf("update network: %w", errdefs.ErrNotImplemented)
+func (a service) UpdateNetwork(ctx context.Context, r *agentv1.UpdateNetworkRequest) (*agentv1.UpdateNetworkResponse, error) {
+	if err := a.setNetwork(ctx, r.GetNetwork()); err != nil {
+		return nil, err
+	}
+	return &agentv1.UpdateNetworkResponse{}, nil
+}
+
+func (a *Agent) setNetwork(ctx context.Context, n *agentv1.Network) error {
+	ctx, cancel := context.WithTimeout(ctx, deviceTimeout)
+	defer cancel()
+	return a.opts.Platform.SetNetwork(ctx, n)
 }

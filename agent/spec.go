@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -45,10 +46,20 @@ func decodeSpec(id string, data []byte, terminal bool) (*specs.Spec, error) {
 	if spec.Linux == nil || spec.Linux.CgroupsPath != cgroupParent+id {
 		return nil, invalid("linux.cgroupsPath is not %q", cgroupParent+id)
 	}
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Path != "" && (ns.Type != specs.PIDNamespace || ns.Path != agentv1.SharedPID) {
+			return nil, invalid("linux.namespaces: %s has the path %q, and only pid may have one, %s", ns.Type, ns.Path, agentv1.SharedPID)
+		}
+	}
 	if spec.Process == nil {
 		return nil, invalid("process is missing")
 	}
 	return spec, checkProcess(spec.Process, terminal)
+}
+
+// hasOwnPID tells whether a container has a PID namespace of its own.
+func hasOwnPID(spec *specs.Spec) bool {
+	return slices.Contains(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
 }
 
 // decodeProcess decodes the OCI process of an exec.

@@ -1,10 +1,16 @@
 package agenttest
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
 // A Platform does nothing to the machine and remembers what it was told. The
@@ -12,9 +18,12 @@ import (
 type Platform struct {
 	// Sysctls that there are; nil: any.
 	Sysctls map[string]bool
+	// NetworkError is what SetNetwork answers.
+	NetworkError error
 
-	mu    sync.Mutex
-	calls []string
+	mu       sync.Mutex
+	calls    []string
+	networks []*agentv1.Network
 }
 
 // Calls returns what was asked for, in order, such as `hostname "pod"`.
@@ -60,6 +69,35 @@ func (p *Platform) SetSysctl(key, value string) error {
 // MountVirtioFS implements agent.Platform.
 func (p *Platform) MountVirtioFS(tag, target string, readOnly bool) error {
 	p.add("mount %s on %s readonly=%t", tag, target, readOnly)
+	return nil
+}
+
+// SetNetwork implements agent.Platform.
+func (p *Platform) SetNetwork(_ context.Context, n *agentv1.Network) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.NetworkError != nil {
+		return p.NetworkError
+	}
+	p.networks = append(p.networks, proto.Clone(n).(*agentv1.Network))
+	names := make([]string, 0, len(n.GetInterfaces()))
+	for _, i := range n.GetInterfaces() {
+		names = append(names, i.GetName())
+	}
+	p.calls = append(p.calls, fmt.Sprintf("network %q", names))
+	return nil
+}
+
+// Networks returns the networks that were set, in order.
+func (p *Platform) Networks() []*agentv1.Network {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.networks)
+}
+
+// MountShm implements agent.Platform.
+func (p *Platform) MountShm(bytes uint64) error {
+	p.add("shm %d", bytes)
 	return nil
 }
 

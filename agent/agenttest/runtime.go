@@ -238,6 +238,12 @@ func (r *Runtime) Kill(_ context.Context, id string, signal syscall.Signal) erro
 	return r.kill(c, signal)
 }
 
+// KillRest implements container.Runtime, but for the wait: what is left is not
+// this process's to wait for.
+func (r *Runtime) KillRest(ctx context.Context, id string) error {
+	return r.Kill(ctx, id, syscall.SIGKILL)
+}
+
 // kill signals the process group of each process that has not ended. What a
 // process that has ended leaves in its group is killed as long as the group is
 // there, for its number is then not given to another.

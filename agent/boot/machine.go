@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
 // A Machine is the guest itself: what the agent does to it on the host's behalf.
@@ -98,6 +100,20 @@ func (Machine) MountVirtioFS(tag, target string, readOnly bool) error {
 	}
 	if err := unix.Mount(tag, target, "virtiofs", flags, ""); err != nil {
 		return fmt.Errorf("mount share %q on %s: %w", tag, target, err)
+	}
+	return nil
+}
+
+// MountShm mounts the /dev/shm of containers that share the sandbox's IPC
+// namespace, with room for so many bytes.
+func (Machine) MountShm(bytes uint64) error {
+	const target = agentv1.SharedShm
+	err := os.MkdirAll(target, 0o755)
+	if err == nil {
+		err = unix.Mount("shm", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d", bytes))
+	}
+	if err != nil {
+		return fmt.Errorf("mount %s of %d bytes: %w", target, bytes, err)
 	}
 	return nil
 }

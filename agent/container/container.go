@@ -25,6 +25,9 @@ type Runtime interface {
 	Exec(ctx context.Context, id, execID string, process *specs.Process, stdio Stdio) (*Process, error)
 	// Kill sends a signal to every process of a container.
 	Kill(ctx context.Context, id string, signal syscall.Signal) error
+	// KillRest kills what is left of a container whose first process has ended,
+	// and returns when it is gone.
+	KillRest(ctx context.Context, id string) error
 	// Pids lists the processes of a container.
 	Pids(ctx context.Context, id string) ([]int, error)
 	// Delete kills what still runs in a container and removes all that Create

@@ -17,6 +17,7 @@ import (
 	runc "github.com/containerd/go-runc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/husk-containers/husk/agent/pause"
 	"github.com/husk-containers/husk/agent/reap"
 )
 
@@ -48,6 +49,9 @@ type CrunConfig struct {
 	// Cgroup is the directory, in the cgroup v2 hierarchy, whose
 	// subdirectories of the containers' names are the containers' cgroups.
 	Cgroup string
+	// SharedPID is the PID namespace that containers whose spec names its path
+	// share. Nil: there is none.
+	SharedPID *pause.Namespace
 }
 
 // NewCrun returns a Crun. Its commands and containers are owned by table.
@@ -110,6 +114,9 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 		return nil, fmt.Errorf("root file system %q: no such directory in the guest: check the snapshot and the share it comes by: %w",
 			spec.Root.Path, errdefs.ErrNotFound)
 	}
+	if err := c.makeSharedPID(ctx, spec); err != nil {
+		return nil, err
+	}
 	config, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
@@ -129,6 +136,20 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 	}
 	c.oom.add(id, c.cgroup(id))
 	return p, nil
+}
+
+// makeSharedPID makes the PID namespace that the spec names, if it does.
+func (c *Crun) makeSharedPID(ctx context.Context, spec *specs.Spec) error {
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type != specs.PIDNamespace || ns.Path == "" {
+			continue
+		}
+		if c.cfg.SharedPID == nil || ns.Path != c.cfg.SharedPID.Path() {
+			return fmt.Errorf("PID namespace %q: there is none: %w", ns.Path, errdefs.ErrInvalidArgument)
+		}
+		return c.cfg.SharedPID.Make(ctx)
+	}
+	return nil
 }
 
 // Start implements Runtime.
@@ -217,6 +238,15 @@ func (c *Crun) launch(ctx context.Context, stem string, spec *specs.Process, std
 func (c *Crun) Kill(_ context.Context, id string, signal syscall.Signal) error {
 	if err := c.cgroup(id).kill(signal); err != nil {
 		return fmt.Errorf("signal container %q: %w", id, err)
+	}
+	return nil
+}
+
+// KillRest implements Runtime.
+func (c *Crun) KillRest(_ context.Context, id string) error {
+	cg := c.cgroup(id)
+	if err := errors.Join(cg.kill(syscall.SIGKILL), cg.waitEmpty(killTimeout)); err != nil {
+		return fmt.Errorf("kill the rest of container %q: %w", id, err)
 	}
 	return nil
 }

@@ -13,16 +13,28 @@ import (
 	"github.com/husk-containers/husk/agent/boot"
 	"github.com/husk-containers/husk/agent/channel"
 	"github.com/husk-containers/husk/agent/container"
+	"github.com/husk-containers/husk/agent/network"
+	"github.com/husk-containers/husk/agent/pause"
 	"github.com/husk-containers/husk/agent/reap"
 	"github.com/husk-containers/husk/internal/version"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 	"github.com/husk-containers/husk/protocols/stream"
 )
 
+// pauseArg makes of this program the first process of the shared PID namespace.
+const pauseArg = "pause"
+
 func main() {
 	started := agent.Uptime()
 	if len(os.Args) == 2 && os.Args[1] == "-version" {
 		fmt.Println(version.Get())
+		return
+	}
+	if len(os.Args) == 2 && os.Args[1] == pauseArg {
+		if err := pause.Main(); err != nil {
+			fmt.Fprintln(os.Stderr, "husk-agent: pause:", err)
+			os.Exit(1)
+		}
 		return
 	}
 	if os.Getpid() != 1 {
@@ -33,6 +45,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "husk-agent: fatal:", err)
 	}
 	boot.PowerOff()
+}
+
+// A machine is what the agent does to the guest.
+type machine struct {
+	boot.Machine
+	*network.Stack
 }
 
 // run returns when the host has asked for the shutdown, or with the reason why
@@ -53,6 +71,8 @@ func run(started time.Duration) error {
 		Command: boot.Crun,
 		Dir:     agentv1.GuestDir,
 		Cgroup:  boot.ContainersCgroup,
+		// The file that this program was is gone since the boot; this leads to it.
+		SharedPID: pause.New(agentv1.SharedPID, []string{"/proc/self/exe", pauseArg}, table),
 	}, table)
 	if err != nil {
 		return err
@@ -73,7 +93,7 @@ func run(started time.Duration) error {
 		Version:  version.Get().String(),
 		Started:  started,
 		Runtime:  runtime,
-		Platform: boot.Machine{},
+		Platform: machine{Stack: network.New()},
 		Streams:  streams,
 	}).Serve(ctx, control)
 }

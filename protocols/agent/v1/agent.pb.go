@@ -480,6 +480,8 @@ type Network struct {
 	// At most 32.
 	Interfaces []*Interface `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
 	// At most 4096, each after those that its gateway is reached by.
+	// The route to an address's own subnet is the kernel's to make, unless there
+	// is one to that very subnet here.
 	Routes []*Route `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`
 	// Permanent neighbours, at most 4096.
 	Neighbours    []*Neighbour `protobuf:"bytes,3,rep,name=neighbours,proto3" json:"neighbours,omitempty"`
@@ -621,16 +623,18 @@ func (x *Interface) GetNoArp() bool {
 
 type Route struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the interface.
+	// Name of the interface. With a type that drops packets (blackhole,
+	// unreachable, prohibit, throw) it is empty, and so are gateway and source.
 	Interface string `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
 	// address/length; 0.0.0.0/0 or ::/0 for the default.
 	Destination string `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
-	// Empty: on the link.
+	// Empty: on the link. That of an IPv4 destination may be an IPv6 address.
 	Gateway string `protobuf:"bytes,3,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	// Preferred source address; may be empty.
 	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
-	// Numbers of rtnetlink: metric, scope (RT_SCOPE_*), type (RTN_*; 0: unicast),
-	// table (0: main).
+	// Numbers of rtnetlink: metric (0: the kernel's choice), scope (RT_SCOPE_*),
+	// type (RTN_*; 0: unicast; of the others local and those that drop), table (0:
+	// main).
 	Priority uint32 `protobuf:"varint,5,opt,name=priority,proto3" json:"priority,omitempty"`
 	Scope    uint32 `protobuf:"varint,6,opt,name=scope,proto3" json:"scope,omitempty"`
 	Type     uint32 `protobuf:"varint,7,opt,name=type,proto3" json:"type,omitempty"`

@@ -20,6 +20,13 @@ const (
 	MaxEntropyBytes = 512
 	// GuestDir is the guest directory that storages are mounted below.
 	GuestDir = "/run/husk"
+	// SharedPID is the guest path that a spec gives to its PID namespace for the
+	// one that containers share. The agent makes it with the first of them. The
+	// shared IPC and UTS namespaces are the guest's own: a spec names none.
+	SharedPID = GuestDir + "/ns/pid"
+	// SharedShm is the guest directory that is the /dev/shm of containers which
+	// share the IPC namespace: they bind it. It is there from Configure on.
+	SharedShm = GuestDir + "/shm"
 
 	maxIDLen       = 128
 	maxTextLen     = 128
@@ -30,6 +37,7 @@ const (
 	maxFileSystems = 4096
 	maxSysctls     = 256
 	maxSysctlLen   = 4095
+	maxShmBytes    = 1 << 50
 	maxCells       = 1<<16 - 1 // struct winsize is 16 bits
 	maxPID         = 1 << 22   // PID_MAX_LIMIT
 	maxProcesses   = 1 << 16
@@ -165,6 +173,12 @@ func (m *ConfigureRequest) Validate() error {
 		if err := s.Validate(); err != nil {
 			return fmt.Errorf("sysctls[%d]: %w", i, err)
 		}
+	}
+	if n := m.GetShmBytes(); n > maxShmBytes {
+		return invalid("shm_bytes %d, at most %d", n, int64(maxShmBytes))
+	}
+	if err := m.GetNetwork().Validate(); err != nil { // one that is unset is valid
+		return fmt.Errorf("network: %w", err)
 	}
 	return nil
 }
@@ -388,19 +402,3 @@ func (m *ProcessInfo) Validate() error {
 	}
 	return validOptionalID("exec_id", m.GetExecId())
 }
-
-// Validate implements the rules of the protocol.
-func (*WatchEventsRequest) Validate() error { return nil }
-
-// Validate implements the rules of the protocol.
-func (m *Event) Validate() error {
-	switch e := m.GetEvent().(type) {
-	case *Event_Oom:
-		return e.Oom.Validate()
-	default:
-		return invalid("event of a kind that is not known")
-	}
-}
-
-// Validate implements the rules of the protocol.
-func (m *OOMEvent) Validate() error { return validID("container_id", m.GetContainerId()) }

@@ -25,13 +25,35 @@ func configure(edit func(*ConfigureRequest)) *ConfigureRequest {
 	return m
 }
 
+// A validateCase is a message and a part of the error that it makes; empty: it
+// is valid.
+type validateCase struct {
+	name string
+	msg  validator
+	want string
+}
+
+func checkAll(t *testing.T, cases []validateCase) {
+	t.Helper()
+	for _, tc := range cases {
+		t.Run(tc.name, func(t *testing.T) {
+			err := tc.msg.Validate()
+			if tc.want == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), tc.want) || !errors.Is(err, errdefs.ErrInvalidArgument) {
+				t.Fatalf("got %v, want an invalid argument holding %q", err, tc.want)
+			}
+		})
+	}
+}
+
 func TestValidate(t *testing.T) {
 	token := make([]byte, 16)
-	for _, tc := range []struct {
-		name string
-		msg  validator
-		want string // part of the error; empty: valid
-	}{
+	checkAll(t, []validateCase{
 		{"hello", &HelloRequest{Version: "1.0"}, ""},
 		{"hello long", &HelloRequest{Version: strings.Repeat("v", 129)}, "129 bytes"},
 		{"hello control byte", &HelloRequest{Version: "a\nb"}, "byte 0xa"},
@@ -83,20 +105,7 @@ func TestValidate(t *testing.T) {
 		{"event", &Event{Event: &Event_Oom{Oom: &OOMEvent{ContainerId: "c"}}}, ""},
 		{"event empty", &Event{}, "not known"},
 		{"oom without id", &Event{Event: &Event_Oom{}}, "container_id"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			err := tc.msg.Validate()
-			if tc.want == "" {
-				if err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if err == nil || !strings.Contains(err.Error(), tc.want) || !errors.Is(err, errdefs.ErrInvalidArgument) {
-				t.Fatalf("got %v, want an invalid argument holding %q", err, tc.want)
-			}
-		})
-	}
+	})
 }
 
 // messages returns one empty message of each type in the protocol.
@@ -146,6 +155,9 @@ func FuzzMessages(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(uint8(2), seed)
+	for i, b := range networkSeeds(f, all) {
+		f.Add(uint8(i), b)
+	}
 	f.Fuzz(func(t *testing.T, kind uint8, b []byte) {
 		m := proto.Clone(all[int(kind)%len(all)]).(validator)
 		if proto.Unmarshal(b, m) != nil || m.Validate() != nil {
