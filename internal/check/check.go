@@ -73,6 +73,9 @@ func Run(ctx context.Context, path string, explicit bool, backend func(config.Hy
 		file("image", cfg.Guest.Initrd, h.User, hostcheck.CheckInitrd),
 		user(h.User),
 		tun(hostcheck.TunUsable),
+		vhostNet(cfg.Network.VhostNet, hostcheck.VhostNetUsable),
+		forward(cfg.Network.PortForward, hostcheck.NFTablesUsable),
+		passt(cfg.Network, func(path string) error { return passtStarts(ctx, path) }),
 		hostCgroups(),
 	)
 }
@@ -175,11 +178,4 @@ func user(name string) Result {
 		return Result{Fail, "user", err.Error()}
 	}
 	return Result{OK, "user", fmt.Sprintf("%s, uid %d, gid %d", name, uid, gid)}
-}
-
-func tun(usable func() error) Result {
-	if err := usable(); err != nil {
-		return Result{Warn, "tun", "pods have no network: " + err.Error()}
-	}
-	return Result{OK, "tun", "/dev/net/tun"}
 }

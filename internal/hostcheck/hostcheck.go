@@ -13,12 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TunUsable returns nil where the kernel offers tap interfaces, which a VM with
-// a network needs.
-func TunUsable() error {
-	return deviceOpens("/dev/net/tun", "load the kernel module tun")
-}
-
 func deviceOpens(path, remedy string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {

@@ -307,8 +307,3 @@ func TestLookupUser(t *testing.T) {
 		})
 	}
 }
-
-func TestDeviceOpens(t *testing.T) {
-	wantError(t, deviceOpens("/dev/null", "nothing"), "")
-	wantError(t, deviceOpens("/nonexistent/dev", "load it"), "open /nonexistent/dev: no such file", "; load it")
-}

@@ -63,7 +63,7 @@ var layers = []struct{ pkg, may string }{
 	{`protocols/.*`, ``},
 	{`config`, `|internal/.*`},
 	{`config/gendoc`, `|config`},
-	{`internal/check`, `config|hypervisor|hypervisor/virtiofs|internal/.*`},
+	{`internal/check`, `config|hypervisor|hypervisor/virtiofs|virtcontainers/usernet|internal/.*`},
 	{`internal/.*`, `internal/.*`},
 	{`guest/.*`, `guest/.*|internal/.*`},
 	{`test/.*`, `test/.*|guest/.*|internal/.*`},
