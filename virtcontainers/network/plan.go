@@ -33,27 +33,36 @@ const (
 )
 
 // usable returns the interfaces that the guest is to have, by index: what is up or
-// has an address, but loopback, the ports of other interfaces, and our own taps.
-// An interface once taken stays until it is gone.
+// has an address, but loopback, the ports of other interfaces, and our own taps. An
+// interface once taken stays until it is gone. A tap is the guest's though it is a
+// port, for its far end is free: then the bridge is the namespace's own.
 func (s scan) usable(taps, taken map[int]bool) []netlink.Link {
 	addressed := map[int]bool{}
 	for _, a := range s.addrs {
 		addressed[a.LinkIndex] = true
+	}
+	bridges := map[int]bool{}
+	for _, link := range s.links {
+		if _, tap := link.(*netlink.Tuntap); tap {
+			bridges[link.Attrs().MasterIndex] = true
+		}
 	}
 	var links []netlink.Link
 	for _, link := range s.links {
 		a := link.Attrs()
 		_, tap := link.(*netlink.Tuntap)
 		switch {
-		case a.Flags&net.FlagLoopback != 0, taps[a.Index]:
-		case a.MasterIndex != 0 && !tap: // a tap's far end is free though its near end is a port
+		case a.Flags&net.FlagLoopback != 0, taps[a.Index], bridges[a.Index]:
+		case a.MasterIndex != 0 && !tap:
 		case a.Flags&net.FlagUp != 0, addressed[a.Index], taken[a.Index]:
 			links = append(links, link)
 		}
 	}
-	slices.SortFunc(links, func(a, b netlink.Link) int { return cmp.Compare(a.Attrs().Index, b.Attrs().Index) })
+	slices.SortFunc(links, byIndex)
 	return links
 }
+
+func byIndex(a, b netlink.Link) int { return cmp.Compare(a.Attrs().Index, b.Attrs().Index) }
 
 // check tells why these interfaces cannot be a guest's.
 func check(links []netlink.Link) error {

@@ -55,6 +55,14 @@ func (n *Network) redirect(e *endpoint, from, to netlink.Link) error {
 // left: one without filters, or with Husk's to a tap that has gone.
 func (n *Network) dropRest(link netlink.Link) error {
 	name := link.Attrs().Name
+	foreign := func(what string) error {
+		return fmt.Errorf("%q has a filter (%s) that is not Husk's, and would lose it: remove it (tc qdisc del dev %s ingress): %w",
+			name, what, name, errdefs.ErrFailedPrecondition)
+	}
+	qdiscs, err := list(func() ([]netlink.Qdisc, error) { return n.handle.QdiscList(link) })
+	if err != nil {
+		return fmt.Errorf("list the qdiscs of %q: %w", name, err)
+	}
 	filters, err := list(func() ([]netlink.Filter, error) { return n.handle.FilterList(link, ingressHandle) })
 	if err != nil {
 		return fmt.Errorf("list the ingress filters of %q: %w", name, err)
@@ -62,29 +70,28 @@ func (n *Network) dropRest(link netlink.Link) error {
 	for _, filter := range filters {
 		u32, ok := filter.(*netlink.U32)
 		if !ok || u32.Priority != huskPriority {
-			return fmt.Errorf("%q has an ingress filter (%s) that is not Husk's, and would lose it: remove it (tc qdisc del dev %s ingress): %w",
-				name, filter.Type(), name, errdefs.ErrFailedPrecondition)
+			return foreign(filter.Type())
 		}
 		for _, action := range u32.Actions {
 			mirred, ok := action.(*netlink.MirredAction)
-			if !ok {
+			if !ok || mirred.Ifindex == 0 {
 				continue
 			}
-			if _, err := n.handle.LinkByIndex(mirred.Ifindex); mirred.Ifindex != 0 && err == nil {
+			if _, err := n.handle.LinkByIndex(mirred.Ifindex); err == nil {
 				return fmt.Errorf("%q is joined with another VM already: give each pod a network namespace of its own: %w",
 					name, errdefs.ErrFailedPrecondition)
 			}
 		}
 	}
-	qdiscs, err := list(func() ([]netlink.Qdisc, error) { return n.handle.QdiscList(link) })
-	if err != nil {
-		return fmt.Errorf("list the qdiscs of %q: %w", name, err)
-	}
 	for _, qdisc := range qdiscs {
-		if qdisc.Attrs().Parent == netlink.HANDLE_INGRESS {
-			if err := n.handle.QdiscDel(qdisc); err != nil {
-				return fmt.Errorf("delete the ingress qdisc of %q: %w", name, err)
-			}
+		if qdisc.Attrs().Parent != netlink.HANDLE_INGRESS {
+			continue
+		}
+		if qdisc.Type() != "ingress" {
+			return foreign(qdisc.Type())
+		}
+		if err := n.handle.QdiscDel(qdisc); err != nil {
+			return fmt.Errorf("delete the ingress qdisc of %q: %w", name, err)
 		}
 	}
 	return nil

@@ -76,13 +76,13 @@ func (n *Network) Watch(ctx context.Context, apply func(context.Context, Change)
 		n.watching = nil
 	}()
 	if err := n.events.SetReadDeadline(time.Time{}); err != nil {
-		return ended(err)
+		return n.ended(err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = n.events.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for {
 		if err := n.wait(); err != nil {
-			return ended(err)
+			return n.ended(err)
 		}
 		if err := n.follow(ctx, apply); err != nil {
 			n.warn("the VM does not follow its network namespace: " + err.Error())
@@ -90,8 +90,11 @@ func (n *Network) Watch(ctx context.Context, apply func(context.Context, Change)
 	}
 }
 
-func ended(err error) error {
-	if errors.Is(err, os.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
+// ended returns err unless it is but the end that was asked for.
+func (n *Network) ended(err error) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed || errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil
 	}
 	return fmt.Errorf("watch the network namespace: %w", err)
@@ -157,11 +160,9 @@ func (n *Network) follow(ctx context.Context, apply func(context.Context, Change
 		stay[endpoints[i]] = true
 	}
 	if gone := slices.DeleteFunc(endpoints, func(e *endpoint) bool { return stay[e] }); len(gone) > 0 {
-		if err := n.remove(ctx, found, kept, gone, apply); err != nil {
-			return err
-		}
+		err = n.remove(ctx, found, kept, gone, apply)
 	}
-	return n.extend(ctx, found, kept, fresh, apply)
+	return errors.Join(err, n.extend(ctx, found, kept, fresh, apply))
 }
 
 // remove takes endpoints out of the VM and then out of the namespace.
@@ -202,6 +203,7 @@ func (n *Network) extend(ctx context.Context, found scan, kept, fresh []netlink.
 		added = append(added, e)
 		change.Added = append(change.Added, e.nic)
 	}
+	slices.SortFunc(kept, byIndex)
 	before := n.Guest()
 	var dropped []string
 	var err error
