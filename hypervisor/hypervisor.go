@@ -1,5 +1,5 @@
 // Package hypervisor declares what Husk asks of a virtual machine monitor: the
-// interfaces and their plain-data configuration, and nothing else.
+// interfaces and their plain-data configuration, and what makes that valid.
 package hypervisor
 
 import (

@@ -22,6 +22,7 @@ func guestModules() []string {
 		"virtio_console",             // the virtio-serial channel
 		"vmw_vsock_virtio_transport", // the vsock channel
 		"virtiofs",                   // shared directories
+		"virtio_net",                 // network interfaces
 		"virtio_rng",                 // entropy from the host
 	}
 }

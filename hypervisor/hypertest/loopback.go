@@ -10,7 +10,6 @@ import (
 	"os"
 	"sync"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/hypervisor"
@@ -35,20 +34,22 @@ func (*Loopback) Check(context.Context) (hypervisor.Capabilities, error) {
 
 // Start implements hypervisor.Hypervisor.
 func (l *Loopback) Start(_ context.Context, cfg hypervisor.Config) (hypervisor.VM, error) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	g := &GuestEnd{Config: cfg, ctx: ctx, control: make(chan net.Conn), ports: map[uint32]*listener{}}
+	g.cond.L = &g.mu
 	for i, d := range cfg.Devices {
-		if _, ok := d.(hypervisor.Share); !ok {
-			return nil, fmt.Errorf("device %d: %T is of no kind that this backend has", i, d)
+		if err := g.plug(d); err != nil {
+			cancel(err)
+			return nil, fmt.Errorf("device %d: %w", i, err)
 		}
 	}
 	if cfg.Started != nil {
 		// The monitor is this process: recorded, it would be killed.
 		if err := cfg.Started(hypervisor.Process{Name: "loopback", PID: os.Getpid()}); err != nil {
+			cancel(err)
 			return nil, err
 		}
 	}
-	ctx, cancel := context.WithCancelCause(context.Background())
-	g := &GuestEnd{Config: cfg, ctx: ctx, control: make(chan net.Conn), ports: map[uint32]*listener{}}
-	g.cond.L = &g.mu
 	v := &VM{guest: g, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		err := l.Guest(ctx, g)
@@ -164,11 +165,12 @@ type GuestEnd struct {
 	ctx     context.Context //nolint:containedctx // the VM's lifetime
 	control chan net.Conn
 
-	mu     sync.Mutex
-	cond   sync.Cond // a port was added, or the guest has ended
-	ports  map[uint32]*listener
-	conns  []net.Conn
-	closed bool
+	mu      sync.Mutex
+	cond    sync.Cond // a port or a device has come or gone, or the guest has ended
+	ports   map[uint32]*listener
+	devices []hypervisor.Device
+	conns   []net.Conn
+	closed  bool
 }
 
 // DialControl makes the control connection to the host.
@@ -291,9 +293,3 @@ func pair() (net.Conn, net.Conn, error) {
 	}
 	return conns[0], conns[1], nil
 }
-
-// Attach implements hypervisor.VM.
-func (v *VM) Attach(context.Context, hypervisor.Device) error { return errdefs.ErrNotImplemented }
-
-// Detach implements hypervisor.VM.
-func (v *VM) Detach(context.Context, string) error { return nil }

@@ -3,8 +3,11 @@ package hypertest_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
+	"slices"
 	"sync"
 	"testing"
 
@@ -24,6 +27,34 @@ func TestLoopbackConforms(t *testing.T) {
 			Port:  stream.Port,
 			Greet: offer,
 			Kill:  func(vm hypervisor.VM) { vm.(*hypertest.VM).Crash(errors.New("killed by SIGKILL")) },
+		}
+	})
+}
+
+func TestLoopbackConformsWithNICs(t *testing.T) {
+	hypertest.ConformNIC(t, func(t *testing.T) hypertest.NICSubject {
+		end := make(chan *hypertest.GuestEnd, 1)
+		var booted *hypertest.GuestEnd
+		return hypertest.NICSubject{
+			Hypervisor: &hypertest.Loopback{Guest: func(ctx context.Context, g *hypertest.GuestEnd) error {
+				end <- g
+				return guest(ctx, g)
+			}},
+			Config: hypervisor.Config{ID: "test", Dir: t.TempDir(), VCPUs: 1, MemoryMiB: 64},
+			NIC: func(_ *testing.T, n byte) hypervisor.NIC {
+				return hypervisor.NIC{ID: fmt.Sprintf("eth%d", n), MAC: net.HardwareAddr{2, 0, 0, 0, 0, n}, MTU: 1500, Stream: os.Stdin}
+			},
+			Await: func(ctx context.Context, _ hypervisor.VM, mac net.HardwareAddr, there bool) error {
+				if booted == nil {
+					booted = <-end
+				}
+				return booted.AwaitDevices(ctx, func(devices []hypervisor.Device) bool {
+					return there == slices.ContainsFunc(devices, func(d hypervisor.Device) bool {
+						nic, ok := d.(hypervisor.NIC)
+						return ok && nic.MAC.String() == mac.String()
+					})
+				})
+			},
 		}
 	})
 }

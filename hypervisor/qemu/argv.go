@@ -22,7 +22,8 @@ type machine struct {
 	// Descriptors, as QEMU numbers them.
 	qmpFD, consoleFD, kernelFD, initrdFD int
 	channel                              channelDevice
-	shareFDs                             []int // one for each hypervisor.Share in Devices, in order
+	shareFDs                             []int   // one for each hypervisor.Share in Devices, in order
+	nicFDs                               [][]int // those of nicFiles, for each hypervisor.NIC in Devices, in order
 }
 
 // A channelDevice is the guest's end of the channel: exactly one of vsock and
@@ -94,6 +95,8 @@ func argv(m machine) ([]string, error) {
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
 	}
 	args = append(args, m.channel.args()...)
+	args = append(args, "-device", bridge)
+	nicFDs, nics := m.nicFDs, &slots{}
 	shares, tags := 0, map[string]bool{}
 	for i, d := range m.Devices {
 		switch d := d.(type) {
@@ -112,6 +115,21 @@ func argv(m machine) ([]string, error) {
 			}
 			tags[d.Tag] = true
 			shares++
+		case hypervisor.NIC:
+			var fds []int
+			if len(nicFDs) > 0 {
+				fds, nicFDs = nicFDs[0], nicFDs[1:]
+			}
+			p, err := nics.reserve(d)
+			if err != nil {
+				bad("device %d: %w", i, err)
+				continue
+			}
+			nic, err := nicArgs(d, p.slot, fds)
+			if err != nil {
+				bad("device %d: %w", i, err)
+			}
+			args = append(args, nic...)
 		default:
 			bad("device %d: %T is of no kind that this backend has", i, d)
 		}

@@ -2,6 +2,8 @@ package qemu
 
 import (
 	"flag"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,6 +38,14 @@ func TestArgvGolden(t *testing.T) {
 			m.Devices = append(m.Devices, hypervisor.Share{Tag: "data", Dir: "/d"})
 			m.shareFDs = append(m.shareFDs, 7)
 		},
+		"nics": func(m *machine) {
+			file := os.Stdin
+			queues, stream := testNIC(2), testNIC(3)
+			queues.Taps, queues.Vhost = []*os.File{file, file}, []*os.File{file, file}
+			stream.Taps, stream.Stream, stream.MTU = nil, file, 65520
+			m.Devices = append(m.Devices, testNIC(1), queues, stream)
+			m.nicFDs = [][]int{{9}, {10, 11, 12, 13}, {14}}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := testMachine()
@@ -62,6 +72,13 @@ func TestArgvGolden(t *testing.T) {
 	}
 }
 
+// testNIC has one tap.
+func testNIC(n byte) hypervisor.NIC {
+	return hypervisor.NIC{
+		ID: fmt.Sprintf("eth%d", n), MAC: net.HardwareAddr{2, 0, 0, 0, 0, n}, MTU: 1500, Taps: []*os.File{os.Stdin},
+	}
+}
+
 // alien stands for a device kind that this backend does not have.
 type alien struct{ hypervisor.Share }
 
@@ -76,6 +93,20 @@ func TestArgvRefusesWhatIsInvalid(t *testing.T) {
 		`share tag "husk" is taken`:  func(m *machine) { m.Devices = append(m.Devices, m.Devices[0]) },
 		`share "husk" has no descri`: func(m *machine) { m.shareFDs = nil },
 		"qemu.alien is of no kind":   func(m *machine) { m.Devices[0] = alien{} },
+		`"eth1": its MTU 7 is not`: func(m *machine) {
+			n := testNIC(1)
+			n.MTU = 7
+			m.Devices[0], m.nicFDs = n, [][]int{{9}}
+		},
+		`"eth1" has 0 descriptors of 1`: func(m *machine) { m.Devices[0] = testNIC(1) },
+		`"eth1": the id is taken`: func(m *machine) {
+			m.Devices, m.nicFDs = []hypervisor.Device{testNIC(1), testNIC(1)}, [][]int{{9}, {10}}
+		},
+		`"eth32": a VM has at most 31`: func(m *machine) {
+			for n := range byte(maxNICs + 1) {
+				m.Devices, m.nicFDs = append(m.Devices, testNIC(n+1)), append(m.nicFDs, []int{9})
+			}
+		},
 	} {
 		t.Run(want, func(t *testing.T) {
 			m := testMachine()

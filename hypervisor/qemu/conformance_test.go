@@ -6,6 +6,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/hypervisor/channel"
 	"github.com/husk-containers/husk/hypervisor/hypertest"
 	"github.com/husk-containers/husk/protocols/stream"
@@ -35,6 +36,34 @@ func TestConformance(t *testing.T) {
 				return hypertest.Subject{
 					Hypervisor: q, Config: cfg, Port: stream.Port,
 					Greet: func(ctx context.Context, conn net.Conn) error { return stream.Offer(ctx, conn, stream.NewToken()) },
+				}
+			})
+		})
+	}
+}
+
+func TestNICConformance(t *testing.T) {
+	for _, kind := range []string{"virtio-serial", "vhost-vsock"} {
+		t.Run(kind, func(t *testing.T) {
+			if kind == "vhost-vsock" {
+				if err := channel.VsockUsable(); err != nil {
+					t.Skip(err)
+				}
+			}
+			hypertest.ConformNIC(t, func(t *testing.T) hypertest.NICSubject {
+				q, cfg := testGuest(t, kind)
+				ns := newNamespace(t)
+				return hypertest.NICSubject{
+					Hypervisor: q, Config: cfg,
+					NIC: func(t *testing.T, n byte) hypervisor.NIC { return ns.onTap(t, n, 1) },
+					Await: func(ctx context.Context, vm hypervisor.VM, mac net.HardwareAddr, there bool) error {
+						line := "gone %s"
+						if there {
+							line = "up %s 10.1.1.1/32"
+						}
+						_, err := tell(ctx, vm, line, mac)
+						return err
+					},
 				}
 			})
 		})

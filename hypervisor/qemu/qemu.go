@@ -138,10 +138,11 @@ func (q *QEMU) Start(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM,
 	if accelerator.Reason != "" {
 		q.Log.Warn("the guest runs under TCG, which is slow", "reason", accelerator.Reason)
 	}
-	v := &vm{log: q.Log, stopping: make(chan struct{}), done: make(chan struct{})}
+	v := &vm{log: q.Log, stopping: make(chan struct{}), done: make(chan struct{}), watched: make(chan struct{})}
 	if err := q.start(ctx, v, m, way.Value); err != nil {
 		return nil, errors.Join(err, v.held.Run(ctx))
 	}
+	go v.watch() // ends with the connection, and supervise waits for it
 	go v.supervise()
 	return v, nil
 }
@@ -164,17 +165,25 @@ func (q *QEMU) start(ctx context.Context, v *vm, m machine, kind string) error {
 	v.held.Push("close the channel", releaseStep, func(context.Context) error { return ignoreClosed(carrier.Close()) })
 
 	for _, d := range m.Devices {
-		share, ok := d.(hypervisor.Share)
-		if !ok {
-			continue // argv refuses what it does not know
+		switch d := d.(type) { // argv refuses what it does not know
+		case hypervisor.Share:
+			daemon, err := q.startVirtiofsd(ctx, m.Config, d)
+			if err != nil {
+				return err
+			}
+			v.daemons = append(v.daemons, daemon)
+			v.held.Push("stop virtiofsd", releaseStep, daemon.Stop)
+			m.shareFDs = append(m.shareFDs, files.take(daemon.Socket()))
+		case hypervisor.NIC:
+			if _, err := v.nics.reserve(d); err != nil { // the slot that argv gives it
+				return fmt.Errorf("vm configuration: %w", err)
+			}
+			var fds []int
+			for _, f := range nicFiles(d) {
+				fds = append(fds, files.add(f))
+			}
+			m.nicFDs = append(m.nicFDs, fds)
 		}
-		daemon, err := q.startVirtiofsd(ctx, m.Config, share)
-		if err != nil {
-			return err
-		}
-		v.daemons = append(v.daemons, daemon)
-		v.held.Push("stop virtiofsd", releaseStep, daemon.Stop)
-		m.shareFDs = append(m.shareFDs, files.take(daemon.Socket()))
 	}
 
 	qmpConn, qmpFile, err := socketpair("qmp")

@@ -9,9 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
-
-	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/hypervisor/channel"
 	"github.com/husk-containers/husk/hypervisor/qemu/qmp"
 	"github.com/husk-containers/husk/hypervisor/virtiofs"
@@ -32,6 +29,8 @@ type vm struct {
 	daemons []*virtiofs.Daemon
 	child   *child.Child
 	qmp     *qmp.Client
+	nics    slots
+	watched chan struct{} // closed when the last of QEMU's events was taken
 
 	stopOnce sync.Once
 	stopping chan struct{} // closed by the first Stop
@@ -166,6 +165,7 @@ func (v *vm) supervise() {
 	if err := v.held.Run(context.Background()); err != nil {
 		v.log.Error("release a VM", "err", err)
 	}
+	<-v.watched // the connection is closed
 	v.err = cause
 	close(v.done)
 }
@@ -243,9 +243,3 @@ func (v *vm) lastWords() string {
 	}
 	return "; the guest's console is empty"
 }
-
-// Attach implements hypervisor.VM.
-func (v *vm) Attach(context.Context, hypervisor.Device) error { return errdefs.ErrNotImplemented }
-
-// Detach implements hypervisor.VM.
-func (v *vm) Detach(context.Context, string) error { return nil }

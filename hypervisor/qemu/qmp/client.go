@@ -106,7 +106,7 @@ func (c *Client) greet(ctx context.Context, lines *bufio.Scanner) error {
 		return nil
 	}()
 	if !stop() { // ctx ended, and the connection with it
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	return err
 }
@@ -173,7 +173,7 @@ func (c *Client) execute(ctx context.Context, cmd string, args, result any, file
 	case m := <-reply:
 		return m.decode(cmd, result)
 	case <-ctx.Done():
-		return fmt.Errorf("qmp %s: wait for the reply: %w", cmd, ctx.Err())
+		return fmt.Errorf("qmp %s: wait for the reply: %w", cmd, context.Cause(ctx))
 	case <-c.done:
 	}
 	select {
@@ -222,7 +222,7 @@ func (c *Client) write(ctx context.Context, line []byte, file *os.File) error {
 	case c.writing <- struct{}{}:
 		defer func() { <-c.writing }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	case <-c.done:
 		return c.cause()
 	}
@@ -236,7 +236,7 @@ func (c *Client) write(ctx context.Context, line []byte, file *os.File) error {
 		<-fired
 		_ = c.conn.SetWriteDeadline(time.Time{})
 		if err != nil {
-			err = ctx.Err()
+			err = context.Cause(ctx)
 		}
 	}
 	if err == nil || n == 0 && ctx.Err() != nil {
