@@ -29,6 +29,9 @@ const (
 type Daemon struct {
 	// ID, Namespace and Bundle are of the container that it was started for.
 	ID, Namespace, Bundle string
+	// Hold is set where it was started for a pod by the sandbox API, whose bundle
+	// may hold no spec, or any.
+	Hold bool
 	// ConfigPath is from the runtime's options; empty where they name no file.
 	ConfigPath string
 	// EventsPath is the socket on which containerd takes events.
@@ -91,7 +94,7 @@ func (p Program) daemon(req request) (err error) {
 		return err
 	}
 	d := &Daemon{
-		ID: req.id, Namespace: req.namespace, Bundle: bundle, ConfigPath: req.config, EventsPath: req.eventsPath(),
+		ID: req.id, Namespace: req.namespace, Bundle: bundle, Hold: req.hold, ConfigPath: req.config, EventsPath: req.eventsPath(),
 		Level: new(slog.LevelVar), Listener: l, Host: hostns.New(os.NewFile(fdHostNS, "host mount namespace")),
 	}
 	defer d.Host.Close() //nolint:errcheck // read only

@@ -46,6 +46,8 @@ type request struct {
 	ttrpc string
 	// config names a configuration file; empty: the default one.
 	config string
+	// hold is set for a pod by the sandbox API.
+	hold bool
 	// socket is the address that a daemon serves.
 	socket string
 
@@ -70,6 +72,7 @@ func parseArgs(args []string, getenv func(string) string) (request, error) {
 	f.StringVar(&r.containerd, "address", "", "")
 	f.StringVar(&r.socket, "socket", "", "")
 	f.StringVar(&r.config, "config", "", "")
+	f.BoolVar(&r.hold, "hold", false, "")
 	f.String("publish-binary", "", "")
 	f.String("debug-socket", "", "")
 	if err := f.Parse(args); err != nil {
@@ -140,6 +143,9 @@ func (r *request) daemonArgs(socket string) []string {
 	args := []string{"-namespace", r.namespace, "-id", r.id, "-address", r.containerd, "-socket", socket}
 	if r.config != "" {
 		args = append(args, "-config", r.config)
+	}
+	if r.hold {
+		args = append(args, "-hold")
 	}
 	if r.debug {
 		args = append(args, "-debug")
