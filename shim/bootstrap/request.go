@@ -23,9 +23,13 @@ type dialect int
 const (
 	// plain is that of containerd 1.6 to 2.2: the runtime's options as an Any
 	// on stdin, or nothing; the answer is the address. (1.7 to 2.2 also take a
-	// JSON answer, which says no more and which 1.6 takes for an address; what
-	// they call us with does not tell 1.7 from 2.2.)
+	// JSON answer, which 1.6 takes for an address; what they call us with does
+	// not tell 1.7 from 2.2.)
 	plain dialect = iota
+	// encoded is that of containerd 2.0 to 2.2 for a pod by the sandbox API: the
+	// answer is JSON. By its version containerd learns that members of the pod need
+	// no start, by which those that are not CRI's could not say where they belong.
+	encoded
 	// parameters is that of containerd 2.3 and later: a BootstrapParams on
 	// stdin, answered by a BootstrapResult.
 	parameters
@@ -132,8 +136,11 @@ func (r *request) readParameters(stdin []byte) error {
 
 // answer is what start prints for the shim at address.
 func (r *request) answer(address string) ([]byte, error) {
-	if r.dialect == plain {
+	switch r.dialect {
+	case plain:
 		return []byte(address), nil
+	case encoded:
+		return fmt.Appendf(nil, `{"version":3,"address":%q,"protocol":"ttrpc"}`, address), nil
 	}
 	return proto.MarshalOptions{Deterministic: true}.Marshal(&bootapi.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"})
 }
