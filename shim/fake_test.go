@@ -79,7 +79,7 @@ func (s *fakeSandbox) CreateContainer(_ context.Context, cfg virtcontainers.Cont
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.containers[cfg.ID] = c
-	if cfg.Sandbox {
+	if cfg.Holds {
 		s.sandboxes = append(s.sandboxes, cfg.ID)
 	}
 	return c, nil

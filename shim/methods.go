@@ -61,7 +61,8 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *api.
 		rootfs = append(rootfs, mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
 	c, err := sb.CreateContainer(ctx, virtcontainers.ContainerConfig{
-		ID: r.ID, Bundle: r.Bundle, Sandbox: place.Role == pod.Sandbox, Rootfs: rootfs, Stdio: processStdio(uris, streams),
+		ID: r.ID, Bundle: r.Bundle, Rootfs: rootfs, Stdio: processStdio(uris, streams),
+		Holds: place.Role == pod.Sandbox,
 	})
 	if err != nil {
 		return nil, err

@@ -5,13 +5,12 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
-
 	"github.com/husk-containers/husk/config"
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/hypervisor/qemu"
 	"github.com/husk-containers/husk/shim"
 	"github.com/husk-containers/husk/shim/bootstrap"
+	"github.com/husk-containers/husk/shim/pod"
 	"github.com/husk-containers/husk/virtcontainers"
 )
 
@@ -31,15 +30,20 @@ func loadConfig(d *bootstrap.Daemon) (config.Config, error) {
 // a pod by the sandbox API.
 func newSandbox(ctx context.Context, d *bootstrap.Daemon, cfg *config.Config, c shim.SandboxConfig, began time.Time) (*virtcontainers.Sandbox, error) {
 	o := virtcontainers.Options{
-		ID: d.ID, Namespace: d.Namespace, Bundle: d.Bundle, Config: cfg, NetNS: c.NetNS, Hold: c.Hold,
+		ID: d.ID, Namespace: d.Namespace, Bundle: d.Bundle, Config: cfg,
 		Hypervisor: newHypervisor(cfg.Hypervisor), Began: began, Clone: d.Host.Clone,
 	}
 	if c.Hold {
-		o.Began = time.Now() // the daemon has waited for this
-		o.Spec = &specs.Spec{Version: specs.Version, Hostname: c.Pod.Hostname, Linux: &specs.Linux{Sysctl: c.Pod.Sysctls}}
+		o.Began = time.Time{} // the daemon has waited for this
+		o.Pod, o.Hostname, o.Sysctls = true, c.Pod.Hostname, c.Pod.Sysctls
+		o.Network.Path, o.Network.Host = c.NetNS, c.NetNS == ""
 		return virtcontainers.NewSandbox(ctx, o)
 	}
-	var err error
+	place, err := pod.ReadPlace(d.Bundle, d.ID)
+	if err != nil {
+		return nil, err
+	}
+	o.Pod = place.Role == pod.Sandbox
 	if o.Spec, err = virtcontainers.ReadSpec(d.Bundle); err != nil {
 		return nil, err
 	}
