@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
@@ -24,20 +26,50 @@ const fakePID = 4711
 
 // fakeSandbox has containers whose processes do nothing until a test ends them.
 type fakeSandbox struct {
-	createErr error
-	ooms      chan string
+	createErr, startErr error
+	ooms                chan string
+	done                chan struct{}
 
 	mu         sync.Mutex
 	containers map[string]*fakeContainer
+	sandboxes  []string // ids of the containers that stand for a pod
 	stopped    bool
+	err        error
 }
 
 func newFakeSandbox() *fakeSandbox {
-	return &fakeSandbox{ooms: make(chan string), containers: map[string]*fakeContainer{}}
+	return &fakeSandbox{ooms: make(chan string), done: make(chan struct{}), containers: map[string]*fakeContainer{}}
 }
 
-func (s *fakeSandbox) PID() int            { return fakePID }
-func (s *fakeSandbox) OOMs() <-chan string { return s.ooms }
+func (s *fakeSandbox) PID() int                    { return fakePID }
+func (s *fakeSandbox) Created() time.Time          { return time.Unix(5e8, 0) }
+func (s *fakeSandbox) Start(context.Context) error { return s.startErr }
+func (s *fakeSandbox) OOMs() <-chan string         { return s.ooms }
+func (s *fakeSandbox) Done() <-chan struct{}       { return s.done }
+
+func (s *fakeSandbox) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// die ends the VM as nobody wanted.
+func (s *fakeSandbox) die() { s.end(errors.New("QEMU was killed by SIGKILL")) }
+
+func (s *fakeSandbox) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.done:
+		return
+	default:
+	}
+	s.err = err
+	for _, c := range s.containers {
+		c.end(137)
+	}
+	close(s.done)
+}
 
 func (s *fakeSandbox) CreateContainer(_ context.Context, cfg virtcontainers.ContainerConfig) (container, error) {
 	if s.createErr != nil {
@@ -47,17 +79,24 @@ func (s *fakeSandbox) CreateContainer(_ context.Context, cfg virtcontainers.Cont
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.containers[cfg.ID] = c
+	if cfg.Holds {
+		s.sandboxes = append(s.sandboxes, cfg.ID)
+	}
 	return c, nil
 }
 
 func (s *fakeSandbox) Stop(context.Context) error {
+	s.end(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopped = true
-	for _, c := range s.containers {
-		c.end(137)
-	}
 	return nil
+}
+
+func (s *fakeSandbox) isStopped() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopped
 }
 
 func (s *fakeSandbox) container(id string) *fakeContainer {
@@ -214,9 +253,10 @@ func (j *journal) read() []string {
 	return append([]string(nil), j.words...)
 }
 
-// harness is a served service with a client.
+// harness is a served service with a client of both APIs.
 type harness struct {
 	api.TTRPCTaskService
+	pod     sandboxapi.TTRPCSandboxService
 	t       *testing.T
 	sandbox *fakeSandbox
 	journal *journal
@@ -224,6 +264,18 @@ type harness struct {
 	bundle  string
 	served  chan error
 	cancel  context.CancelFunc
+
+	mu sync.Mutex
+	// made is what sandboxes were asked for; makeErr is what is answered.
+	made    []SandboxConfig
+	makeErr error
+}
+
+func (h *harness) start(_ context.Context, cfg SandboxConfig) (sandbox, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.made = append(h.made, cfg)
+	return h.sandbox, h.makeErr
 }
 
 func listener(t *testing.T) net.Listener {
@@ -235,14 +287,25 @@ func listener(t *testing.T) net.Listener {
 	return l
 }
 
-func newHarness(t *testing.T) *harness {
+// newHarness serves the shim of the task "c".
+func newHarness(t *testing.T) *harness { return serve(t, Config{ID: "c", Namespace: "ns"}) }
+
+// newPod serves the shim of the pod "pod" by the sandbox API.
+func newPod(t *testing.T) *harness { return serve(t, Config{ID: "pod", Namespace: "ns", Hold: true}) }
+
+func serve(t *testing.T, cfg Config) *harness {
 	t.Helper()
-	h := &harness{t: t, sandbox: newFakeSandbox(), journal: &journal{}, bundle: t.TempDir(), served: make(chan error, 1)}
+	h := &harness{t: t, sandbox: newFakeSandbox(), journal: &journal{}, served: make(chan error, 1)}
+	h.bundle = h.newBundle("")
 	l := listener(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
+	s, err := newService(ctx, cfg, h.start, h.journal)
+	if err != nil {
+		t.Fatal(err)
+	}
 	go func() {
-		h.served <- newService(h.sandbox, h.journal, "ns").Serve(ctx, l, func() error { return nil })
+		h.served <- s.Serve(ctx, l, func() error { return nil })
 	}()
 	conn, err := net.Dial("unix", l.Addr().String())
 	if err != nil {
@@ -250,6 +313,7 @@ func newHarness(t *testing.T) *harness {
 	}
 	h.conn = ttrpc.NewClient(conn)
 	h.TTRPCTaskService = api.NewTTRPCTaskClient(h.conn)
+	h.pod = sandboxapi.NewTTRPCSandboxClient(h.conn)
 	t.Cleanup(func() {
 		h.conn.Close() //nolint:errcheck // Serve may have ended
 		cancel()
@@ -258,6 +322,16 @@ func newHarness(t *testing.T) *harness {
 		}
 	})
 	return h
+}
+
+// newBundle makes a bundle whose spec has the annotations, which are JSON.
+func (h *harness) newBundle(annotations string) string {
+	h.t.Helper()
+	dir := h.t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"annotations":{`+annotations+`}}`), 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+	return dir
 }
 
 // create makes a task that is created.

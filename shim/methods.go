@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/husk-containers/husk/shim/bootstrap"
+	"github.com/husk-containers/husk/shim/pod"
 	"github.com/husk-containers/husk/shim/stdio"
 	"github.com/husk-containers/husk/virtcontainers"
 )
@@ -30,18 +31,24 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *api.
 	if r.Checkpoint != "" {
 		return nil, fmt.Errorf("create task %q from checkpoint %q: %w", r.ID, r.Checkpoint, errdefs.ErrNotImplemented)
 	}
+	sb, err := s.startedSandbox()
+	if err != nil {
+		return nil, fmt.Errorf("create task %q: %w", r.ID, err)
+	}
+	place, err := pod.ReadPlace(r.Bundle, r.ID)
+	if err != nil {
+		return nil, fmt.Errorf("create task %q: %w", r.ID, err)
+	}
 	if err := s.reserve(r.ID); err != nil {
 		return nil, err
 	}
 	defer func() {
-		// A sandbox without containers is of no use: containerd does not try
-		// again, and asks for a Shutdown next.
-		if err != nil && s.release(r.ID) == 0 {
-			sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-			defer cancel()
-			if serr := s.sandbox.Stop(sctx); serr != nil {
-				slog.Error("stop the sandbox of a container that could not be created", "container", r.ID, "err", serr)
-			}
+		if err == nil {
+			return
+		}
+		s.release(r.ID)
+		if s.owns(r.ID) {
+			s.abandonSandbox(ctx, r.ID)
 		}
 	}()
 	uris := stdio.URIs{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal}
@@ -53,14 +60,16 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *api.
 	for _, m := range r.Rootfs {
 		rootfs = append(rootfs, mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
-	c, err := s.sandbox.CreateContainer(ctx, virtcontainers.ContainerConfig{
+	c, err := sb.CreateContainer(ctx, virtcontainers.ContainerConfig{
 		ID: r.ID, Bundle: r.Bundle, Rootfs: rootfs, Stdio: processStdio(uris, streams),
+		Holds: place.Role == pod.Sandbox,
 	})
 	if err != nil {
 		return nil, err
 	}
-	t := &task{id: r.ID, bundle: r.Bundle, container: c, execs: map[string]*process{}}
-	t.init = &process{initProcess: c.Init(), pid: uint32(s.sandbox.PID()), uris: uris, streams: streams, told: make(chan struct{})}
+	s.setUp()
+	t := &task{id: r.ID, bundle: r.Bundle, place: place, container: c, execs: map[string]*process{}}
+	t.init = &process{initProcess: c.Init(), pid: uint32(sb.PID()), uris: uris, streams: streams, told: make(chan struct{})}
 	pidFile := filepath.Join(r.Bundle, bootstrap.InitPIDFile)
 	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(int(t.init.pid))), 0o644); err != nil {
 		slog.Warn("delete will not know the task's pid", "container", r.ID, "err", err)
@@ -210,6 +219,9 @@ func (s *Service) pids(ctx context.Context, r *api.PidsRequest) (*api.PidsRespon
 	if err != nil {
 		return nil, err
 	}
+	if t.place.Role == pod.Sandbox {
+		return t.sandboxPids(), nil
+	}
 	processes, err := t.container.Processes(ctx)
 	if err != nil {
 		return nil, err
@@ -262,19 +274,24 @@ func (s *Service) connect(_ context.Context, r *api.ConnectRequest) (*api.Connec
 	return resp, nil
 }
 
-// shutdownIdle ends the shim where no task is left.
+// shutdownIdle ends the shim where nothing is left: no task, and no pod by the
+// sandbox API. containerd calls it after every deletion of a task.
 func (s *Service) shutdownIdle(ctx context.Context, _ *api.ShutdownRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()
-	left := len(s.tasks)
+	left := len(s.tasks) > 0 || s.hold && s.pod.phase != absent
 	s.mu.Unlock()
-	if left > 0 {
-		return &emptypb.Empty{}, nil
+	if !left {
+		s.end(ctx)
 	}
+	return &emptypb.Empty{}, nil
+}
+
+// end stops everything; the shim ends once the call of ctx has been answered.
+func (s *Service) end(ctx context.Context) {
 	if err := s.stop(); err != nil {
 		// The end comes nonetheless, and containerd's delete after it.
 		slog.Error("shut down", "err", err)
 	}
 	// The call's context ends once its reply is on the way.
 	context.AfterFunc(ctx, func() { s.askedOnce.Do(func() { close(s.shutdown) }) })
-	return &emptypb.Empty{}, nil
 }

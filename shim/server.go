@@ -5,14 +5,15 @@ import (
 	"fmt"
 	"strings"
 
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 )
 
-// register puts the methods on a server under the names of both versions of the
-// API. Their messages are the same on the wire (a test holds that), so one set of
+// register puts the methods on a server: the task API's under the names of both of
+// its versions. Their messages are the same on the wire (a test holds that), so one set of
 // types serves both.
 func (s *Service) register(server *ttrpc.Server) {
 	methods := map[string]ttrpc.Method{
@@ -38,6 +39,20 @@ func (s *Service) register(server *ttrpc.Server) {
 	for _, name := range []string{"containerd.task.v2.Task", "containerd.task.v3.Task"} {
 		server.Register(name, methods)
 	}
+	server.Register("containerd.runtime.sandbox.v1.Sandbox", map[string]ttrpc.Method{
+		"CreateSandbox":   method(s.createSandbox),
+		"StartSandbox":    method(s.startSandbox),
+		"Platform":        method(s.platform),
+		"PingSandbox":     method(s.pingSandbox),
+		"SandboxStatus":   method(s.sandboxStatus),
+		"WaitSandbox":     method(s.waitSandbox),
+		"StopSandbox":     method(s.stopSandboxNow),
+		"ShutdownSandbox": method(s.shutdownSandbox),
+		"SandboxMetrics":  method(s.sandboxMetrics),
+
+		// containerd takes this answer for what it is, and goes on.
+		"UpdateSandbox": unsupported[sandboxapi.UpdateSandboxRequest]("updating a sandbox, whose VM stays as it was booted,"),
+	})
 }
 
 // method makes a ttrpc method of a function. This is the edge where an error's

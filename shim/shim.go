@@ -1,5 +1,5 @@
-// Package shim serves containerd's task API for one sandbox: it decodes, calls
-// virtcontainers and maps the error.
+// Package shim serves containerd's task API and sandbox API for one sandbox: it
+// decodes, calls virtcontainers and maps the error.
 package shim
 
 import (
@@ -11,12 +11,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
-	"github.com/opencontainers/runtime-spec/specs-go"
 
 	huskevents "github.com/husk-containers/husk/shim/events"
+	"github.com/husk-containers/husk/shim/pod"
 	"github.com/husk-containers/husk/virtcontainers"
 )
 
@@ -30,65 +29,40 @@ const (
 	replyTimeout = time.Second
 )
 
-// What the service needs of a sandbox. Its real ones are virtcontainers'.
-type (
-	sandbox interface {
-		PID() int
-		CreateContainer(ctx context.Context, c virtcontainers.ContainerConfig) (container, error)
-		OOMs() <-chan string
-		Stop(ctx context.Context) error
-	}
-	container interface {
-		Init() initProcess
-		Exec(ctx context.Context, id string, spec *specs.Process, io virtcontainers.Stdio) (execProcess, error)
-		Processes(ctx context.Context) ([]virtcontainers.ProcessInfo, error)
-		Delete(ctx context.Context) (virtcontainers.Exit, error)
-	}
-	initProcess interface {
-		Start(ctx context.Context) error
-		Kill(ctx context.Context, signal uint32, all bool) error
-		Resize(ctx context.Context, columns, rows uint32) error
-		State() virtcontainers.ProcessState
-		Exited() <-chan struct{}
-		Exit() virtcontainers.Exit
-	}
-	execProcess interface {
-		initProcess
-		Delete(ctx context.Context) (virtcontainers.Exit, error)
-	}
-	publisher interface {
-		Publish(ev huskevents.Event)
-		Close(ctx context.Context) error
-	}
-)
-
-type realSandbox struct{ *virtcontainers.Sandbox }
-
-func (s realSandbox) CreateContainer(ctx context.Context, cfg virtcontainers.ContainerConfig) (container, error) {
-	c, err := s.Sandbox.CreateContainer(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	return realContainer{c}, nil
+// Config is what a Service is made of.
+type Config struct {
+	// ID is that of the container or pod that the shim was started for; Namespace
+	// is containerd's.
+	ID, Namespace string
+	// Hold is set where the shim was started for a pod by the sandbox API: there is
+	// no sandbox before CreateSandbox, and it lives until ShutdownSandbox.
+	// Otherwise there is one from the beginning, which lives until a Shutdown finds
+	// no task left.
+	Hold bool
+	// Start makes the one sandbox and begins to boot it. What it returned last is
+	// the service's to stop.
+	Start func(ctx context.Context, cfg SandboxConfig) (*virtcontainers.Sandbox, error)
+	// Events is the service's to close.
+	Events *huskevents.Publisher
 }
 
-type realContainer struct{ *virtcontainers.Container }
-
-func (c realContainer) Init() initProcess { return c.Container.Init() }
-
-func (c realContainer) Exec(ctx context.Context, id string, spec *specs.Process, io virtcontainers.Stdio) (execProcess, error) {
-	p, err := c.Container.Exec(ctx, id, spec, io)
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+// SandboxConfig says what sandbox is asked for.
+type SandboxConfig struct {
+	// Hold is set for a pod by the sandbox API; otherwise the bundle's spec says
+	// everything, and the rest is empty.
+	Hold bool
+	// NetNS is the path of the pod's network namespace; empty: there is none.
+	NetNS string
+	// Pod is what CRI says of the pod; its zero value where the client is not CRI.
+	Pod pod.Config
 }
 
-// A Service is the task service of one sandbox.
+// A Service serves the task API and the sandbox API of one sandbox.
 type Service struct {
-	sandbox   sandbox
-	events    publisher
-	namespace string
+	id, namespace string
+	hold          bool
+	startVM       starter
+	events        publisher
 
 	// background counts the goroutines that watch the sandbox; they end once done
 	// is closed, when the sandbox has been stopped.
@@ -101,25 +75,42 @@ type Service struct {
 
 	mu      sync.Mutex
 	unlink  func() error     // takes the socket's name away; nil: it has none
+	ending  bool             // no sandbox is made any more
 	stopped bool             // nothing goes to the background any more
 	tasks   map[string]*task // nil while one is being created
+	pod     lifecycle
 }
 
-// New returns the service of a sandbox of that containerd namespace. The service
-// owns sandbox and events: Serve ends them.
-func New(s *virtcontainers.Sandbox, events *huskevents.Publisher, namespace string) *Service {
-	return newService(realSandbox{s}, events, namespace)
+// New returns the service of what cfg says. Where that is no pod by the sandbox API
+// the sandbox is made at once. On error the events are closed.
+func New(ctx context.Context, cfg Config) (*Service, error) {
+	start := func(ctx context.Context, c SandboxConfig) (sandbox, error) {
+		sb, err := cfg.Start(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		return realSandbox{sb}, nil
+	}
+	return newService(ctx, cfg, start, cfg.Events)
 }
 
-func newService(s sandbox, events publisher, namespace string) *Service {
-	return &Service{
-		sandbox: s, events: events, namespace: namespace,
+func newService(ctx context.Context, cfg Config, start starter, events publisher) (*Service, error) {
+	s := &Service{
+		id: cfg.ID, namespace: cfg.Namespace, hold: cfg.Hold, startVM: start, events: events,
 		done: make(chan struct{}), shutdown: make(chan struct{}), tasks: map[string]*task{},
 	}
+	if s.hold {
+		return s, nil
+	}
+	if err := s.makeSandbox(ctx, SandboxConfig{}); err != nil {
+		return nil, errors.Join(err, events.Close(ctx))
+	}
+	_, err := s.beginStart() // the task API knows none
+	return s, err
 }
 
-// Serve answers on l until a Shutdown finds no task left, or ctx ends, which
-// ends every task. Where l has a method Unlink, that takes away its name before
+// Serve answers on l until a Shutdown finds nothing left, a ShutdownSandbox, or ctx
+// ends, which ends every task. Where l has a method Unlink, that takes away its name before
 // the Shutdown is answered: from then on containerd may start another shim of the
 // same name. ready is called once calls are taken. When it returns, the
 // sandbox has been stopped and the events have been delivered.
@@ -127,7 +118,7 @@ func (s *Service) Serve(ctx context.Context, l net.Listener, ready func() error)
 	defer func() { err = errors.Join(err, s.stop()) }()
 	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
 	if err != nil {
-		return fmt.Errorf("serve tasks: %w", err)
+		return fmt.Errorf("serve containerd: %w", err)
 	}
 	s.register(server)
 	if u, ok := l.(interface{ Unlink() error }); ok {
@@ -135,15 +126,14 @@ func (s *Service) Serve(ctx context.Context, l net.Listener, ready func() error)
 		s.unlink = u.Unlink
 		s.mu.Unlock()
 	}
-	s.watch(s.watchOOMs)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(context.WithoutCancel(ctx), l) }()
 	if err := ready(); err != nil {
-		return errors.Join(fmt.Errorf("tell containerd that tasks are served: %w", err), server.Close(), ended(<-served))
+		return errors.Join(fmt.Errorf("tell containerd that its calls are served: %w", err), server.Close(), ended(<-served))
 	}
 	select {
 	case err := <-served:
-		return fmt.Errorf("serve tasks: %w", err)
+		return fmt.Errorf("serve containerd: %w", err)
 	case <-ctx.Done():
 		slog.Info("shim is told to end: stopping the sandbox")
 	case <-s.shutdown:
@@ -170,7 +160,10 @@ func (s *Service) stop() error {
 	s.stopOnce.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()
-		err := s.sandbox.Stop(ctx)
+		s.mu.Lock()
+		s.ending = true
+		s.mu.Unlock()
+		err := s.stopSandbox(ctx)
 		s.mu.Lock()
 		s.stopped = true
 		unlink := s.unlink
@@ -196,18 +189,6 @@ func (s *Service) watch(f func()) bool {
 		s.background.Go(f)
 	}
 	return !s.stopped
-}
-
-// watchOOMs publishes which containers ran out of memory.
-func (s *Service) watchOOMs() {
-	for {
-		select {
-		case id := <-s.sandbox.OOMs():
-			s.events.Publish(&events.TaskOOM{ContainerID: id})
-		case <-s.done:
-			return
-		}
-	}
 }
 
 // task returns the task of that id, or NotFound.

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -86,7 +87,7 @@ func TestLife(t *testing.T) {
 	h.sandbox.ooms <- "c"
 	h.sandbox.ooms <- "c" // the first has been told now
 	if _, err := h.Shutdown(ctx, &api.ShutdownRequest{ID: "c"}); err != nil || h.sandbox.stopped {
-		t.Errorf("shutdown with a task: %v, stopped %v", err, h.sandbox.stopped)
+		t.Errorf("shutdown with a task: %v, stopped %v", err, h.sandbox.isStopped())
 	}
 	c.init.exitWith(5)
 	if w := h.wait("c", ""); w.ExitStatus != 5 || w.ExitedAt.AsTime().Unix() != 1e9 {
@@ -102,7 +103,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("connect without a task: %v, %v", r, err)
 	}
 	h.shutdown("c")
-	if !h.sandbox.stopped {
+	if !h.sandbox.isStopped() {
 		t.Error("shutdown without a task left the sandbox running")
 	}
 	got := slices.DeleteFunc(h.journal.read(), func(w string) bool { return w == "oom c" }) // comes when it comes
@@ -135,7 +136,7 @@ func TestErrors(t *testing.T) {
 			return err
 		}, errdefs.ErrAlreadyExists},
 		"create from a checkpoint": {func() error {
-			_, err := h.Create(ctx, &api.CreateTaskRequest{ID: "x", Checkpoint: "/c"})
+			_, err := h.Create(ctx, &api.CreateTaskRequest{ID: "x", Bundle: h.bundle, Checkpoint: "/c"})
 			return err
 		}, errdefs.ErrNotImplemented},
 		"start again":  {func() error { _, err := h.Start(ctx, &api.StartRequest{ID: "running"}); return err }, errdefs.ErrFailedPrecondition},
@@ -190,8 +191,8 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 	h := newHarness(t)
 	h.sandbox.createErr = errors.New("boot the VM: the kernel is missing")
 	_, err := h.Create(t.Context(), &api.CreateTaskRequest{ID: "c", Bundle: h.bundle})
-	if err == nil || !strings.Contains(err.Error(), "the kernel is missing") || !h.sandbox.stopped {
-		t.Errorf("create: %v, sandbox stopped %v", err, h.sandbox.stopped)
+	if err == nil || !strings.Contains(err.Error(), "the kernel is missing") || !h.sandbox.isStopped() {
+		t.Errorf("create: %v, sandbox stopped %v", err, h.sandbox.isStopped())
 	}
 	// What containerd does next.
 	if _, err := h.Delete(t.Context(), &api.DeleteRequest{ID: "c"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
@@ -242,11 +243,15 @@ func TestAnExecThatIsNotStartedEndsWithTheTask(t *testing.T) {
 }
 
 func TestNotReady(t *testing.T) {
-	s := newFakeSandbox()
-	l := listener(t)
-	err := newService(s, &journal{}, "ns").Serve(t.Context(), l, func() error { return os.ErrClosed })
-	if !errors.Is(err, os.ErrClosed) || !s.stopped {
-		t.Errorf("Serve: %v, sandbox stopped %v", err, s.stopped)
+	sb := newFakeSandbox()
+	start := func(context.Context, SandboxConfig) (sandbox, error) { return sb, nil }
+	s, err := newService(t.Context(), Config{ID: "c", Namespace: "ns"}, start, &journal{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Serve(t.Context(), listener(t), func() error { return os.ErrClosed })
+	if !errors.Is(err, os.ErrClosed) || !sb.isStopped() {
+		t.Errorf("Serve: %v, sandbox stopped %v", err, sb.isStopped())
 	}
 }
 

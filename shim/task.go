@@ -7,9 +7,12 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/events"
+	api "github.com/containerd/containerd/api/runtime/task/v3"
+	taskapi "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/husk-containers/husk/shim/pod"
 	"github.com/husk-containers/husk/shim/stdio"
 	"github.com/husk-containers/husk/virtcontainers"
 )
@@ -27,6 +30,7 @@ const execGrace = 5 * time.Second
 // process runs until its exit was told.
 type task struct {
 	id, bundle string
+	place      pod.Place
 	container  container
 	init       *process
 
@@ -268,4 +272,15 @@ func (p *process) exit() virtcontainers.Exit {
 		return virtcontainers.Exit{Status: 255}
 	}
 	return p.Exit()
+}
+
+// sandboxPids lists the one process of a container that runs nothing: the VM's
+// monitor, until the task has exited. containerd takes a task without processes for
+// one that was left behind, and removes it when it starts.
+func (t *task) sandboxPids() *api.PidsResponse {
+	resp := &api.PidsResponse{}
+	if t.init.state() != virtcontainers.Stopped {
+		resp.Processes = []*taskapi.ProcessInfo{{Pid: t.init.pid}}
+	}
+	return resp
 }

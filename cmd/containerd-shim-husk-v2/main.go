@@ -20,16 +20,25 @@ func main() {
 }
 
 // serve runs the shim's daemon. The VM boots while containerd is still on its way
-// to Create. began is when the daemon's process did.
+// to Create, but for a pod by the sandbox API: what that is made of comes with
+// CreateSandbox. began is when the daemon's process did.
 func serve(ctx context.Context, d *bootstrap.Daemon, began time.Time) error {
+	cfg, err := loadConfig(d)
+	if err != nil {
+		return err
+	}
 	publisher, err := events.NewPublisher(d.EventsPath, d.Namespace)
 	if err != nil {
 		return err
 	}
-	sandbox, err := newSandbox(ctx, d, began)
+	service, err := shim.New(ctx, shim.Config{
+		ID: d.ID, Namespace: d.Namespace, Hold: d.Hold, Events: publisher,
+		Start: func(ctx context.Context, c shim.SandboxConfig) (*virtcontainers.Sandbox, error) {
+			return newSandbox(ctx, d, &cfg, c, began)
+		},
+	})
 	if err != nil {
-		publisher.Close(ctx) //nolint:errcheck // it holds no events
 		return err
 	}
-	return shim.New(sandbox, publisher, d.Namespace).Serve(ctx, d.Listener, d.Ready)
+	return service.Serve(ctx, d.Listener, d.Ready)
 }

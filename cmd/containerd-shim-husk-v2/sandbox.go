@@ -8,27 +8,46 @@ import (
 	"github.com/husk-containers/husk/config"
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/hypervisor/qemu"
+	"github.com/husk-containers/husk/shim"
 	"github.com/husk-containers/husk/shim/bootstrap"
+	"github.com/husk-containers/husk/shim/pod"
 	"github.com/husk-containers/husk/virtcontainers"
 )
 
-// newSandbox begins to boot the VM for the container of the daemon's bundle.
-func newSandbox(ctx context.Context, d *bootstrap.Daemon, began time.Time) (*virtcontainers.Sandbox, error) {
+// loadConfig reads the configuration that the daemon is to have.
+func loadConfig(d *bootstrap.Daemon) (config.Config, error) {
 	cfg, err := config.Load(config.Path(d.ConfigPath))
 	if err != nil {
-		return nil, err
+		return config.Config{}, err
 	}
 	if d.Level.Level() != slog.LevelDebug { // containerd's own wish for more comes first
 		d.Level.Set(cfg.Runtime.LogLevel.Level())
 	}
-	spec, err := virtcontainers.ReadSpec(d.Bundle)
+	return cfg, nil
+}
+
+// newSandbox begins to boot the VM, for the container of the daemon's bundle or for
+// a pod by the sandbox API.
+func newSandbox(ctx context.Context, d *bootstrap.Daemon, cfg *config.Config, c shim.SandboxConfig, began time.Time) (*virtcontainers.Sandbox, error) {
+	o := virtcontainers.Options{
+		ID: d.ID, Namespace: d.Namespace, Bundle: d.Bundle, Config: cfg,
+		Hypervisor: newHypervisor(cfg.Hypervisor), Began: began, Clone: d.Host.Clone,
+	}
+	if c.Hold {
+		o.Began = time.Time{} // the daemon has waited for this
+		o.Pod, o.Hostname, o.Sysctls = true, c.Pod.Hostname, c.Pod.Sysctls
+		o.Network.Path, o.Network.Host = c.NetNS, c.NetNS == ""
+		return virtcontainers.NewSandbox(ctx, o)
+	}
+	place, err := pod.ReadPlace(d.Bundle, d.ID)
 	if err != nil {
 		return nil, err
 	}
-	return virtcontainers.NewSandbox(ctx, virtcontainers.Options{
-		ID: d.ID, Namespace: d.Namespace, Bundle: d.Bundle, Spec: spec, Config: &cfg,
-		Hypervisor: newHypervisor(cfg.Hypervisor), Began: began, Clone: d.Host.Clone,
-	})
+	o.Pod = place.Role == pod.Sandbox
+	if o.Spec, err = virtcontainers.ReadSpec(d.Bundle); err != nil {
+		return nil, err
+	}
+	return virtcontainers.NewSandbox(ctx, o)
 }
 
 // newHypervisor is the one place that chooses what VMs are run by.

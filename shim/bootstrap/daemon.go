@@ -29,6 +29,9 @@ const (
 type Daemon struct {
 	// ID, Namespace and Bundle are of the container that it was started for.
 	ID, Namespace, Bundle string
+	// Hold is set where it was started for a pod by the sandbox API, whose bundle
+	// may hold no spec, or any.
+	Hold bool
 	// ConfigPath is from the runtime's options; empty where they name no file.
 	ConfigPath string
 	// EventsPath is the socket on which containerd takes events.
@@ -48,14 +51,14 @@ type Daemon struct {
 // nobody will ever call.
 func (d *Daemon) Ready() error { return d.ready() }
 
-// A listener can take its socket's name away while it still serves, once: from
-// then on the name may be another shim's.
+// A listener can take its socket's name away while it still serves, once, and the
+// shim off the bundle's record: from then on the name may be another shim's.
 type listener struct {
 	net.Listener
 	unlink func() error
 }
 
-// Unlink removes the socket from the file system.
+// Unlink removes the socket and the record from the file system.
 func (l *listener) Unlink() error { return l.unlink() }
 
 // daemon is the process that serves; its working directory is the bundle.
@@ -71,7 +74,8 @@ func (p Program) daemon(req request) (err error) {
 		unix.CloseOnExec(fd)
 	}
 	path := strings.TrimPrefix(req.socket, "unix://")
-	unlink := sync.OnceValue(func() error { return removeSocket(path) })
+	// delete, which comes at any time from then on, has nothing to end.
+	unlink := sync.OnceValue(func() error { return errors.Join(signOut(), removeSocket(path)) })
 	defer func() { err = errors.Join(err, unlink()) }()
 	socket := os.NewFile(fdSocket, "socket")
 	inherited, err := net.FileListener(socket)
@@ -87,11 +91,14 @@ func (p Program) daemon(req request) (err error) {
 	if err != nil {
 		return fmt.Errorf("find the bundle: %w", err)
 	}
+	if err := signIn(); err != nil {
+		return err
+	}
 	if err := ownMounts(); err != nil {
 		return err
 	}
 	d := &Daemon{
-		ID: req.id, Namespace: req.namespace, Bundle: bundle, ConfigPath: req.config, EventsPath: req.eventsPath(),
+		ID: req.id, Namespace: req.namespace, Bundle: bundle, Hold: req.hold, ConfigPath: req.config, EventsPath: req.eventsPath(),
 		Level: new(slog.LevelVar), Listener: l, Host: hostns.New(os.NewFile(fdHostNS, "host mount namespace")),
 	}
 	defer d.Host.Close() //nolint:errcheck // read only

@@ -24,8 +24,9 @@ const cleanupTimeout = 4500 * time.Millisecond
 // delete to report.
 const InitPIDFile = "init.pid"
 
-// delete takes back what a daemon left of a bundle, which after an orderly end
-// is nothing, and tells containerd that the task was killed. What goes wrong is a
+// delete takes back what a daemon left of a bundle, and the daemon itself, which
+// after an orderly end is nothing, and tells containerd that the task was killed.
+// The bundle of a pod's member has no daemon, and nothing to take back. What goes wrong is a
 // warning: containerd removes the bundle only after an answer.
 func (p Program) delete(req request, stdout io.Writer) error {
 	bundle := req.bundle
@@ -38,11 +39,11 @@ func (p Program) delete(req request, stdout io.Writer) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
-	if err := p.Cleanup(ctx, bundle); err != nil {
-		fmt.Fprintln(os.Stderr, oneLine(err)) //nolint:errcheck // nothing else could tell
-	}
-	if err := forgetSocket(bundle); err != nil {
-		fmt.Fprintln(os.Stderr, oneLine(err)) //nolint:errcheck // nothing else could tell
+	// The shim comes first: it may not make anew what is being taken back.
+	for _, err := range []error{killShim(bundle), p.Cleanup(ctx, bundle), forgetSocket(bundle)} {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, oneLine(err)) //nolint:errcheck // nothing else could tell
+		}
 	}
 	raw, err := proto.Marshal(&task.DeleteResponse{
 		Pid:        readPID(filepath.Join(bundle, InitPIDFile)),
@@ -56,8 +57,8 @@ func (p Program) delete(req request, stdout io.Writer) error {
 	return err
 }
 
-// forgetSocket removes the socket of a shim that is gone. A shim that answers
-// has other containers of its pod.
+// forgetSocket removes the socket of a shim that is gone. A shim that answers is
+// the pod's of which the bundle is a member's.
 func forgetSocket(bundle string) error {
 	raw, err := os.ReadFile(filepath.Join(bundle, "address"))
 	if errors.Is(err, os.ErrNotExist) {

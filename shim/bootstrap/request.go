@@ -23,9 +23,13 @@ type dialect int
 const (
 	// plain is that of containerd 1.6 to 2.2: the runtime's options as an Any
 	// on stdin, or nothing; the answer is the address. (1.7 to 2.2 also take a
-	// JSON answer, which says no more and which 1.6 takes for an address; what
-	// they call us with does not tell 1.7 from 2.2.)
+	// JSON answer, which 1.6 takes for an address; what they call us with does
+	// not tell 1.7 from 2.2.)
 	plain dialect = iota
+	// encoded is that of containerd 2.0 to 2.2 for a pod by the sandbox API: the
+	// answer is JSON. By its version containerd learns that members of the pod need
+	// no start, by which those that are not CRI's could not say where they belong.
+	encoded
 	// parameters is that of containerd 2.3 and later: a BootstrapParams on
 	// stdin, answered by a BootstrapResult.
 	parameters
@@ -46,6 +50,8 @@ type request struct {
 	ttrpc string
 	// config names a configuration file; empty: the default one.
 	config string
+	// hold is set for a pod by the sandbox API.
+	hold bool
 	// socket is the address that a daemon serves.
 	socket string
 
@@ -70,6 +76,7 @@ func parseArgs(args []string, getenv func(string) string) (request, error) {
 	f.StringVar(&r.containerd, "address", "", "")
 	f.StringVar(&r.socket, "socket", "", "")
 	f.StringVar(&r.config, "config", "", "")
+	f.BoolVar(&r.hold, "hold", false, "")
 	f.String("publish-binary", "", "")
 	f.String("debug-socket", "", "")
 	if err := f.Parse(args); err != nil {
@@ -129,8 +136,11 @@ func (r *request) readParameters(stdin []byte) error {
 
 // answer is what start prints for the shim at address.
 func (r *request) answer(address string) ([]byte, error) {
-	if r.dialect == plain {
+	switch r.dialect {
+	case plain:
 		return []byte(address), nil
+	case encoded:
+		return fmt.Appendf(nil, `{"version":3,"address":%q,"protocol":"ttrpc"}`, address), nil
 	}
 	return proto.MarshalOptions{Deterministic: true}.Marshal(&bootapi.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"})
 }
@@ -140,6 +150,9 @@ func (r *request) daemonArgs(socket string) []string {
 	args := []string{"-namespace", r.namespace, "-id", r.id, "-address", r.containerd, "-socket", socket}
 	if r.config != "" {
 		args = append(args, "-config", r.config)
+	}
+	if r.hold {
+		args = append(args, "-hold")
 	}
 	if r.debug {
 		args = append(args, "-debug")

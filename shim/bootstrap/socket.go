@@ -38,7 +38,7 @@ func listen(path string) (*net.UnixListener, error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if errors.Is(err, unix.EADDRINUSE) {
 		if served(path) {
-			return nil, fmt.Errorf("socket %s is served: %w", path, errdefs.ErrAlreadyExists)
+			return nil, fmt.Errorf("shim socket %s is served by another shim: %w", path, errdefs.ErrAlreadyExists)
 		}
 		if err := removeSocket(path); err != nil {
 			return nil, err

@@ -2,26 +2,25 @@ package bootstrap
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
-	"strconv"
+	"os/signal"
 	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/husk-containers/husk/shim/pod"
 )
 
-// sandboxAnnotation is how CRI names the pod that a container belongs to.
-const sandboxAnnotation = "io.kubernetes.cri.sandbox-id"
-
 // start makes the socket, spawns the daemon, and answers with the address once
-// the daemon serves. Containers of one pod share a shim: where the pod's answers
-// already, there is nothing to spawn. Its working directory is the bundle.
+// the daemon serves. A member of a pod joins the pod's daemon, and never makes one:
+// where that is gone, so is the pod. Its working directory is the bundle.
 //
 // containerd takes stdout and stderr together for the answer, so nothing else is
 // printed.
@@ -33,11 +32,11 @@ func start(req request, stdin io.Reader, stdout io.Writer) (err error) {
 	if err := req.readParameters(raw); err != nil {
 		return err
 	}
-	sandbox, err := sandboxOf("config.json", req.id)
+	place, err := req.readBundle()
 	if err != nil {
 		return err
 	}
-	path, err := socketPath(req.socketDir, req.containerd, req.namespace, sandbox)
+	path, err := socketPath(req.socketDir, req.containerd, req.namespace, place.Sandbox)
 	if err != nil {
 		return err
 	}
@@ -46,66 +45,76 @@ func start(req request, stdin io.Reader, stdout io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("encode start's answer: %w", err)
 	}
+	if place.Role == pod.Member {
+		if !served(path) {
+			return fmt.Errorf("container %q: the shim of its sandbox %q does not answer at %s: the pod has ended, and must be made anew: %w",
+				req.id, place.Sandbox, address, errdefs.ErrUnavailable)
+		}
+		return reply(stdout, address, answer)
+	}
 	l, err := listen(path)
 	switch {
-	case errdefs.IsAlreadyExists(err):
+	case errdefs.IsAlreadyExists(err) && hasDaemon("."):
+		return reply(stdout, address, answer)
 	case err != nil:
 		return err
-	default:
-		defer l.Close() //nolint:errcheck // the daemon has its own
-		if err := spawn(req, l, address); err != nil {
-			return errors.Join(err, removeSocket(path))
-		}
 	}
-	// containerd 1.6 and 1.7 find the shim again by this file.
-	if err := os.WriteFile("address", []byte(address), 0o600); err != nil {
-		return err
+	defer l.Close() //nolint:errcheck // the daemon has its own
+	daemon, err := spawn(req, l, address)
+	if err != nil {
+		return errors.Join(err, removeSocket(path))
 	}
-	_, err = stdout.Write(answer)
+	if err := reply(stdout, address, answer); err != nil {
+		// Nobody will ever call it.
+		return errors.Join(err, daemon.Process.Signal(unix.SIGTERM), ignoreExit(daemon.Wait()))
+	}
+	return nil
+}
+
+func ignoreExit(err error) error {
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		return nil
+	}
 	return err
 }
 
-// sandboxOf returns the id of the pod that the bundle's container belongs to, or
-// id where it is in none.
-func sandboxOf(specPath, id string) (string, error) {
-	raw, err := os.ReadFile(specPath)
-	if err != nil {
-		return "", fmt.Errorf("read the bundle's spec: %w", err)
+// reply leaves the address in the bundle and answers containerd. It fails where
+// either is gone.
+func reply(stdout io.Writer, address string, answer []byte) error {
+	// containerd 1.6 and 1.7 find the shim again by this file.
+	if err := os.WriteFile("address", []byte(address), 0o600); err != nil {
+		return fmt.Errorf("leave the shim's address in the bundle: %w", err)
 	}
-	var spec struct {
-		Annotations map[string]string `json:"annotations"`
+	// A signal would end this process, and nothing would be undone.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+	if _, err := stdout.Write(answer); err != nil {
+		return fmt.Errorf("answer containerd: %w", err)
 	}
-	if err := json.Unmarshal(raw, &spec); err != nil {
-		return "", fmt.Errorf("decode the bundle's %s: %w", specPath, err)
-	}
-	if sandbox := spec.Annotations[sandboxAnnotation]; sandbox != "" {
-		return sandbox, nil
-	}
-	return id, nil
+	return nil
 }
 
 // spawn starts the daemon in a session and a mount namespace of its own and
 // waits until it is ready; its error is the daemon's.
-func spawn(req request, l *net.UnixListener, address string) error {
+func spawn(req request, l *net.UnixListener, address string) (*exec.Cmd, error) {
 	socket, err := l.File()
 	if err != nil {
-		return fmt.Errorf("spawn the shim's daemon: %w", err)
+		return nil, fmt.Errorf("spawn the shim's daemon: %w", err)
 	}
 	defer socket.Close() //nolint:errcheck // the daemon has its own
 	hostns, err := os.Open("/proc/self/ns/mnt")
 	if err != nil {
-		return fmt.Errorf("spawn the shim's daemon: %w", err)
+		return nil, fmt.Errorf("spawn the shim's daemon: %w", err)
 	}
 	defer hostns.Close() //nolint:errcheck // read only
 	r, w, err := os.Pipe()
 	if err != nil {
-		return fmt.Errorf("spawn the shim's daemon: %w", err)
+		return nil, fmt.Errorf("spawn the shim's daemon: %w", err)
 	}
 	defer r.Close() //nolint:errcheck // read only
 
 	self, err := os.Executable()
 	if err != nil {
-		return fmt.Errorf("spawn the shim's daemon: %w", err)
+		return nil, fmt.Errorf("spawn the shim's daemon: %w", err)
 	}
 	cmd := exec.Command(self, req.daemonArgs(address)...)
 	cmd.Env = append(os.Environ(), "TTRPC_ADDRESS="+req.ttrpc)
@@ -115,16 +124,16 @@ func spawn(req request, l *net.UnixListener, address string) error {
 	err = cmd.Start()
 	w.Close() //nolint:errcheck // the daemon has its own
 	if err != nil {
-		return fmt.Errorf("spawn the shim's daemon: %w", err)
+		return nil, fmt.Errorf("spawn the shim's daemon: %w", err)
 	}
 	if err := awaitReady(r); err != nil {
 		werr := cmd.Wait()
 		if err == errDied {
-			return fmt.Errorf("%w: %w", err, werr)
+			return nil, fmt.Errorf("%w: %w", err, werr)
 		}
-		return err
+		return nil, err
 	}
-	return os.WriteFile("shim.pid", []byte(strconv.Itoa(cmd.Process.Pid)), 0o644)
+	return cmd, nil
 }
 
 // errDied is when the daemon ended without a word.

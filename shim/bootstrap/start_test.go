@@ -24,11 +24,17 @@ import (
 // The test's program behaves as this variable says when it is run as the shim.
 const behaviour = "HUSK_TEST_BEHAVIOUR"
 
+// noRaceSleep keeps the race detector from waiting at the end of each process.
+const noRaceSleep = "GORACE=atexit_sleep_ms=0"
+
 func TestMain(m *testing.M) {
 	if b := os.Getenv(behaviour); b != "" {
 		os.Exit(Program{Name: "test", Serve: serveAs(b), Cleanup: func(_ context.Context, bundle string) error {
-			if b == "dirty" {
+			switch b {
+			case "dirty":
 				return errors.New("two\nlines")
+			case "hold":
+				return nil // nothing is on record
 			}
 			return os.Remove(filepath.Join(bundle, "resource"))
 		}}.Run())
@@ -41,7 +47,7 @@ type facts struct {
 	PID, Session              int
 	Bundle, MountNS, Config   string
 	Events, Propagation, Null string
-	Debug                     bool
+	Debug, Hold               bool
 }
 
 func serveAs(b string) func(context.Context, *Daemon) error {
@@ -55,6 +61,12 @@ func serveAs(b string) func(context.Context, *Daemon) error {
 			os.Exit(3)
 		}
 		slog.Info("begun")
+		if b == "homeless" {
+			if err := os.RemoveAll(d.Bundle); err != nil {
+				return err
+			}
+		}
+		context.AfterFunc(ctx, func() { d.Listener.Close() }) //nolint:errcheck // Accept tells
 		if err := d.Ready(); err != nil {
 			return err
 		}
@@ -69,7 +81,7 @@ func serveAs(b string) func(context.Context, *Daemon) error {
 				slog.Debug("ended")
 				return conn.Close()
 			}
-			f := facts{PID: os.Getpid(), Bundle: d.Bundle, Config: d.ConfigPath, Events: d.EventsPath, Debug: d.Level.Level() == slog.LevelDebug}
+			f := facts{PID: os.Getpid(), Bundle: d.Bundle, Config: d.ConfigPath, Events: d.EventsPath, Hold: d.Hold, Debug: d.Level.Level() == slog.LevelDebug}
 			f.Session, _ = unix.Getsid(0)
 			f.MountNS, _ = os.Readlink("/proc/self/ns/mnt")
 			f.Null, _ = os.Readlink("/proc/self/fd/0")
@@ -87,7 +99,7 @@ type bundle struct {
 	dir string
 }
 
-// newBundle makes a bundle as containerd does, with the log FIFO held open.
+// newBundle makes a bundle as containerd does.
 func newBundle(t *testing.T, annotations string) bundle {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -105,7 +117,7 @@ func (b bundle) run(as string, stdin []byte, args ...string) (stdout, stderr str
 	b.t.Helper()
 	cmd := exec.Command("/proc/self/exe", append([]string{"-namespace", "test", "-address", b.dir + "/containerd.sock"}, args...)...)
 	cmd.Dir = b.dir
-	cmd.Env = []string{behaviour + "=" + as, "TTRPC_ADDRESS=" + b.dir + "/events.sock", "GORACE=atexit_sleep_ms=0"}
+	cmd.Env = []string{behaviour + "=" + as, "TTRPC_ADDRESS=" + b.dir + "/events.sock", noRaceSleep}
 	cmd.Stdin = bytes.NewReader(stdin)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -165,8 +177,8 @@ func TestStartLeavesADaemon(t *testing.T) {
 	if got, _ := os.ReadFile(filepath.Join(b.dir, "address")); string(got) != address {
 		t.Errorf("address file: %q, want %q", got, address)
 	}
-	if got := readPID(filepath.Join(b.dir, "shim.pid")); got != uint32(f.PID) {
-		t.Errorf("shim.pid: %d, want %d", got, f.PID)
+	if got, _, err := onRecord(b.dir); err != nil || got != f.PID {
+		t.Errorf("on record: %d, %v, want %d", got, err, f.PID)
 	}
 	again, _, err := b.run("serve", nil, "-id", "one", "start")
 	if err != nil || again != address {
@@ -180,6 +192,9 @@ func TestStartLeavesADaemon(t *testing.T) {
 	if _, err := os.Stat(strings.TrimPrefix(address, "unix://")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is left: %v", err)
 	}
+	if hasDaemon(b.dir) {
+		t.Error("the daemon is left on record")
+	}
 	buf := make([]byte, 4096)
 	n, _ := log.Read(buf)
 	for _, want := range []string{"level=info msg=begun sandbox=one", "level=debug msg=ended"} {
@@ -187,26 +202,6 @@ func TestStartLeavesADaemon(t *testing.T) {
 			t.Errorf("the log lacks %q: %s", want, buf[:n])
 		}
 	}
-}
-
-func TestStartOfAPodsSecondContainer(t *testing.T) {
-	const pod = `"io.kubernetes.cri.sandbox-id":"pod"`
-	first, second := newBundle(t, pod), newBundle(t, pod)
-	address, stderr, err := first.run("serve", nil, "-id", "pod", "start")
-	if err != nil {
-		t.Fatalf("%v: %s", err, stderr)
-	}
-	defer first.call(address, "end")
-	cmd := exec.Command("/proc/self/exe", "-namespace", "test", "-address", first.dir+"/containerd.sock", "-id", "c2", "start")
-	cmd.Dir, cmd.Env = second.dir, []string{behaviour + "=serve"}
-	if out, err := cmd.CombinedOutput(); err != nil || string(out) != address {
-		t.Errorf("second start: %q, %v, want %q", out, err, address)
-	}
-	// The second container's end is not the pod's.
-	if _, stderr, err := second.run("dirty", nil, "-id", "c2", "delete"); err != nil {
-		t.Errorf("%v: %s", err, stderr)
-	}
-	first.call(address, "facts")
 }
 
 func TestStartTellsWhyTheDaemonFailed(t *testing.T) {

@@ -1,0 +1,74 @@
+package shim
+
+import (
+	"context"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	huskevents "github.com/husk-containers/husk/shim/events"
+	"github.com/husk-containers/husk/virtcontainers"
+)
+
+// What the service needs of a sandbox. Its real ones are virtcontainers'.
+type (
+	sandbox interface {
+		PID() int
+		Created() time.Time
+		// Start waits until the guest is ready and returns why it is not.
+		Start(ctx context.Context) error
+		CreateContainer(ctx context.Context, c virtcontainers.ContainerConfig) (container, error)
+		OOMs() <-chan string
+		// Done is closed when the VM is gone; Err says why, where nobody wanted it.
+		Done() <-chan struct{}
+		Err() error
+		Stop(ctx context.Context) error
+	}
+	container interface {
+		Init() initProcess
+		Exec(ctx context.Context, id string, spec *specs.Process, io virtcontainers.Stdio) (execProcess, error)
+		Processes(ctx context.Context) ([]virtcontainers.ProcessInfo, error)
+		Delete(ctx context.Context) (virtcontainers.Exit, error)
+	}
+	initProcess interface {
+		Start(ctx context.Context) error
+		Kill(ctx context.Context, signal uint32, all bool) error
+		Resize(ctx context.Context, columns, rows uint32) error
+		State() virtcontainers.ProcessState
+		Exited() <-chan struct{}
+		Exit() virtcontainers.Exit
+	}
+	execProcess interface {
+		initProcess
+		Delete(ctx context.Context) (virtcontainers.Exit, error)
+	}
+	publisher interface {
+		Publish(ev huskevents.Event)
+		Close(ctx context.Context) error
+	}
+)
+
+// starter makes the service's sandbox.
+type starter func(ctx context.Context, cfg SandboxConfig) (sandbox, error)
+
+type realSandbox struct{ *virtcontainers.Sandbox }
+
+func (s realSandbox) CreateContainer(ctx context.Context, cfg virtcontainers.ContainerConfig) (container, error) {
+	c, err := s.Sandbox.CreateContainer(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return realContainer{c}, nil
+}
+
+type realContainer struct{ *virtcontainers.Container }
+
+func (c realContainer) Init() initProcess { return c.Container.Init() }
+
+func (c realContainer) Exec(ctx context.Context, id string, spec *specs.Process, io virtcontainers.Stdio) (execProcess, error) {
+	p, err := c.Container.Exec(ctx, id, spec, io)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
