@@ -82,6 +82,8 @@ type Sandbox struct {
 	// hostname and sysctls of the guest as a whole, given once at boot.
 	hostname string
 	sysctls  map[string]string
+	network  spec.Network
+	ports    *struct{} // nil without the host's network
 
 	guest    *guest.Guest
 	stopOnce sync.Once
@@ -118,7 +120,7 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Sandbox{
 		id: o.ID, dir: dir, config: o.Config, log: o.Log, clone: o.Clone,
-		pod: o.Pod, hostname: hostname(o.Hostname), sysctls: o.Sysctls, created: time.Now(),
+		pod: o.Pod, hostname: hostname(o.Hostname), sysctls: o.Sysctls, network: o.Network, created: time.Now(),
 		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), containers: map[string]*Container{},
 	}
 	if err := s.prepare(o.Bundle); err != nil {
@@ -133,8 +135,26 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	return s, nil
 }
 
-// machine returns what the sandbox's VM is made of, and what its agent is told.
-func (s *Sandbox) machine(context.Context) (hypervisor.Config, func() *agentv1.ConfigureRequest, error) {
+// machine makes the sandbox's network, and returns what its VM is made of and what
+// its agent is told.
+func (s *Sandbox) machine(ctx context.Context) (hypervisor.Config, func() *agentv1.ConfigureRequest, error) {
+	gn, err := s.connect(ctx)
+	if err != nil {
+		return hypervisor.Config{}, nil, err
+	}
+	s.ports = gn.ports // before the guest's first event
+	devices := []hypervisor.Device{hypervisor.Share{Tag: shareTag, Dir: s.shareDir()}}
+	for _, nic := range gn.nics {
+		devices = append(devices, nic)
+	}
+	if gn.given != nil {
+		s.spawn(func() { s.followNetwork(gn.given) })
+	}
+	configure := func() *agentv1.ConfigureRequest {
+		req := s.configuration()
+		req.Network, req.ReportListeners = gn.told, gn.ports != nil
+		return req
+	}
 	return hypervisor.Config{
 		ID:           s.id,
 		Dir:          s.dir,
@@ -143,9 +163,9 @@ func (s *Sandbox) machine(context.Context) (hypervisor.Config, func() *agentv1.C
 		Kernel:       s.config.Guest.Kernel,
 		Initrd:       s.config.Guest.Initrd,
 		KernelParams: "husk.log=" + string(s.config.Guest.LogLevel) + " " + s.config.Guest.KernelParams,
-		Devices:      []hypervisor.Device{hypervisor.Share{Tag: shareTag, Dir: s.shareDir()}},
+		Devices:      devices,
 		Started:      func(p hypervisor.Process) error { return s.record.Add(p.Name, p.PID) },
-	}, s.configuration, nil
+	}, configure, nil
 }
 
 func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
@@ -179,6 +199,9 @@ func (s *Sandbox) onEvent(e *agentv1.Event) {
 		case s.ooms <- c.id:
 		default: // a burst says no more than its first
 		}
+	}
+	if l := e.GetListen(); l != nil && s.ports != nil {
+		_ = l
 	}
 }
 

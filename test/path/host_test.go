@@ -130,9 +130,14 @@ func newHost(t *testing.T, terminal bool, command []string, change func(*host, *
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	go func() {
-		h.served <- shim.New(h.sandbox, publisher, "ns").Serve(ctx, l, func() error { return nil })
-	}()
+	service, err := shim.New(ctx, shim.Config{
+		ID: "c", Namespace: "ns", Events: publisher,
+		Start: func(context.Context, shim.SandboxConfig) (*virtcontainers.Sandbox, error) { return h.sandbox, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { h.served <- service.Serve(ctx, l, func() error { return nil }) }()
 	conn, err := net.Dial("unix", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
