@@ -61,7 +61,13 @@ type Network struct {
 	warned    map[string]bool
 	made      int // endpoints so far, for their ids
 	closed    bool
-	watching  chan struct{} // closed when Watch has returned; nil: it does not run
+	watching  *watching // nil: Watch does not run
+}
+
+// A watching is one run of Watch.
+type watching struct {
+	stop context.CancelFunc
+	done chan struct{} // closed when it has returned
 }
 
 // devices are the paths of the kernel's device files.
@@ -239,7 +245,8 @@ func (n *Network) Close() error {
 		errs = append(errs, n.events.Close())
 	}
 	if watching != nil {
-		<-watching
+		watching.stop()
+		<-watching.done
 	}
 	n.mu.Lock()
 	endpoints := n.endpoints

@@ -54,14 +54,17 @@ func subscribe() (*os.File, error) {
 // the Network is closed, which are no errors. It is called once the VM has the
 // NICs; what changes before that is not lost. A state of the namespace that no VM
 // can have is logged, and what the VM has stays until there is one that it can.
-// Close waits for Watch, so apply must not call it.
+// Close ends the context that apply is given and waits for it, so apply must not call
+// Close.
 func (n *Network) Watch(ctx context.Context, apply func(context.Context, Change)) error {
-	done := make(chan struct{})
-	defer close(done)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	this := &watching{stop: cancel, done: make(chan struct{})}
+	defer close(this.done)
 	n.mu.Lock()
 	closed, watched := n.closed, n.watching
 	if !closed && watched == nil {
-		n.watching = done
+		n.watching = this
 	}
 	n.mu.Unlock()
 	if closed {

@@ -173,6 +173,32 @@ func TestFollowsAgainAfterWhatNoVMCanHave(t *testing.T) {
 	}
 }
 
+// Close does not wait for a VM that takes its time with a device.
+func TestCloseEndsAnAttachment(t *testing.T) {
+	node, pod := nodeAndPod(t)
+	n := mustOpen(t, pod, testOptions(t))
+	attaching, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- n.Watch(context.Background(), func(ctx context.Context, c Change) {
+			if len(c.Added) > 0 {
+				close(attaching)
+				<-ctx.Done()
+			}
+		})
+	}()
+	joinPod(node, pod, "net1", "")
+	<-attaching
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Watch: %v", err)
+	}
+	if out := pod.run("ip -o link") + pod.run("tc qdisc"); strings.Contains(out, "husk") || strings.Contains(out, "ingress") {
+		t.Errorf("Close left something behind: %s", out)
+	}
+}
+
 // Whoever floods the socket's queue loses messages, not changes.
 func TestLosesNoChangeToAFullQueue(t *testing.T) {
 	_, pod := nodeAndPod(t)
