@@ -125,7 +125,7 @@ func (n *namespace) echo(ctx context.Context, t *testing.T, address string) {
 	})
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
-	sent := make([]byte, 4<<20)
+	sent := make([]byte, 1<<20)
 	rand.Read(sent)
 	written := make(chan error, 1)
 	go func() {

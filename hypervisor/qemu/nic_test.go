@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +18,10 @@ import (
 
 	"github.com/husk-containers/husk/hypervisor"
 )
+
+// trafficTimeout bounds a test that boots a guest and passes a few MiB through it,
+// under KVM that is emulated too.
+const trafficTimeout = 6 * time.Minute
 
 // bootGuest boots the test's guest with the devices and returns when it is ready.
 func bootGuest(ctx context.Context, t *testing.T, vcpus int, devices ...hypervisor.Device) hypervisor.VM {
@@ -49,7 +55,7 @@ func setUp(ctx context.Context, t *testing.T, vm hypervisor.VM, n byte) {
 }
 
 func TestFramesPassBothWays(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), bootTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), trafficTimeout)
 	t.Cleanup(cancel)
 	ns := newNamespace(t)
 	jumbo := ns.onTap(t, 2, 2)
@@ -95,6 +101,38 @@ func TestFramesPassBothWays(t *testing.T) {
 	t.Run("a stream", func(t *testing.T) {
 		testStream(ctx, t, vm)
 	})
+}
+
+// TestVhostNICsPassFrames has the host's kernel copy frames, for a device from the
+// start and for one plugged.
+func TestVhostNICsPassFrames(t *testing.T) {
+	vhost := func(nic hypervisor.NIC) hypervisor.NIC {
+		for range nic.Taps {
+			f, err := os.OpenFile("/dev/vhost-net", os.O_RDWR, 0)
+			if err != nil {
+				t.Skipf("no vhost-net: %v", err)
+			}
+			t.Cleanup(func() { f.Close() })
+			nic.Vhost = append(nic.Vhost, f)
+		}
+		return nic
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), trafficTimeout)
+	t.Cleanup(cancel)
+	ns := newNamespace(t)
+	vm := bootGuest(ctx, t, 2, vhost(ns.onTap(t, 1, 2)))
+	setUp(ctx, t, vm, 1)
+	ns.echo(ctx, t, "10.0.1.2")
+	if err := vm.Attach(ctx, vhost(ns.onTap(t, 2, 1))); err != nil {
+		t.Fatal(err)
+	}
+	setUp(ctx, t, vm, 2)
+	ns.echo(ctx, t, "10.0.2.2")
+	for _, id := range []string{"eth1", "eth2"} {
+		if err := vm.Detach(ctx, id); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // testStream asks the guest by ARP for its address, over a stream of frames.
@@ -147,7 +185,7 @@ func testStream(ctx context.Context, t *testing.T, vm hypervisor.VM) {
 }
 
 func TestEverySlotTakesANIC(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), bootTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), trafficTimeout)
 	t.Cleanup(cancel)
 	vm := bootGuest(ctx, t, 1)
 	stream := func(n byte) hypervisor.NIC {
@@ -180,8 +218,48 @@ func TestEverySlotTakesANIC(t *testing.T) {
 	t.Logf("plugged and up after %v", time.Since(start))
 }
 
+func TestDetachCanBeTakenUpAgain(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), trafficTimeout)
+	t.Cleanup(cancel)
+	ns := newNamespace(t)
+	nic := ns.onTap(t, 1, 1)
+	machine := bootGuest(ctx, t, 1, nic).(*vm)
+	execute := func(command string) {
+		t.Helper()
+		if err := machine.qmp.Execute(ctx, command, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	execute("stop") // a guest that does not answer
+	for range 2 {
+		short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		err := machine.Detach(short, nic.ID)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "has not let go") {
+			t.Errorf("Detach from a guest that stands still: %v", err)
+		}
+	}
+	if err := machine.Attach(ctx, nic); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("Attach of a NIC that is still there: %v", err)
+	}
+	execute("cont")
+	if err := machine.Detach(ctx, nic.ID); err != nil {
+		t.Fatal(err)
+	}
+	again := nic
+	again.Taps = ns.tap(t, "again", 1)
+	ns.up(t, "again", "10.0.9.1/24")
+	if err := machine.Attach(ctx, again); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tell(ctx, machine, "up %s 10.0.9.2/24", nic.MAC); err != nil {
+		t.Fatal(err)
+	}
+	ns.echo(ctx, t, "10.0.9.2")
+}
+
 func TestAttachUnwinds(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), bootTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), trafficTimeout)
 	t.Cleanup(cancel)
 	vm := bootGuest(ctx, t, 1)
 	r, w, err := os.Pipe()
