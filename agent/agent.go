@@ -56,8 +56,9 @@ type Platform interface {
 	// SetNetwork makes the network what n, which is valid, says, and waits for
 	// devices that have not appeared until ctx ends. Calls are served in turn.
 	SetNetwork(ctx context.Context, n *agentv1.Network) error
-	// MountShm mounts agentv1.SharedShm, with room for so many bytes.
-	MountShm(bytes uint64) error
+	// MountShm mounts a /dev/shm with room for so many bytes on target, which it
+	// makes.
+	MountShm(target string, bytes uint64) error
 	// MountVirtioFS mounts a share on target, which it makes.
 	MountVirtioFS(tag, target string, readOnly bool) error
 	// Sync writes what is cached to the disks, and gives up after timeout.

@@ -372,7 +372,7 @@ func TestSandbox(t *testing.T) {
 	if err := g.serveErr(); err != nil {
 		t.Errorf("Serve: %v", err)
 	}
-	want := []string{"clock 5", `hostname "pod"`, "entropy 8", "sysctl a.b=1", "mount husk on /run/husk/share readonly=false", "shm 67108864", "clock 6", "sync"}
+	want := []string{"clock 5", `hostname "pod"`, "entropy 8", "sysctl a.b=1", "mount husk on /run/husk/share readonly=false", "shm /run/husk/shm 67108864", "clock 6", "sync"}
 	if diff := cmp.Diff(want, g.platform.Calls()); diff != "" {
 		t.Error(diff)
 	}

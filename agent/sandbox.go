@@ -61,7 +61,7 @@ func (a service) Configure(ctx context.Context, r *agentv1.ConfigureRequest) (*a
 	for _, s := range r.GetStorages() {
 		errs = append(errs, a.opts.Platform.MountVirtioFS(s.GetSource(), s.GetTarget(), s.GetReadOnly()))
 	}
-	errs = append(errs, a.opts.Platform.MountShm(cmp.Or(r.GetShmBytes(), defaultShm)))
+	errs = append(errs, a.opts.Platform.MountShm(agentv1.SharedShm, cmp.Or(r.GetShmBytes(), defaultShm)))
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("configure sandbox: %w", err)
 	}

@@ -96,8 +96,8 @@ func (p *Platform) Networks() []*agentv1.Network {
 }
 
 // MountShm implements agent.Platform.
-func (p *Platform) MountShm(bytes uint64) error {
-	p.add("shm %d", bytes)
+func (p *Platform) MountShm(target string, bytes uint64) error {
+	p.add("shm %s %d", target, bytes)
 	return nil
 }
 

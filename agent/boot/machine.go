@@ -10,8 +10,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
 // A Machine is the guest itself: what the agent does to it on the host's behalf.
@@ -104,16 +102,15 @@ func (Machine) MountVirtioFS(tag, target string, readOnly bool) error {
 	return nil
 }
 
-// MountShm mounts the /dev/shm of containers that share the sandbox's IPC
-// namespace, with room for so many bytes.
-func (Machine) MountShm(bytes uint64) error {
-	const target = agentv1.SharedShm
+// MountShm mounts a /dev/shm for several containers, with room for so many bytes,
+// on target, which is made.
+func (Machine) MountShm(target string, bytes uint64) error {
 	err := os.MkdirAll(target, 0o755)
 	if err == nil {
 		err = unix.Mount("shm", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=%d", bytes))
 	}
 	if err != nil {
-		return fmt.Errorf("mount %s of %d bytes: %w", target, bytes, err)
+		return fmt.Errorf("mount shared memory of %d bytes on %s: %w", bytes, target, err)
 	}
 	return nil
 }

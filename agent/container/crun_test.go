@@ -18,6 +18,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/husk-containers/husk/agent/pause"
 	"github.com/husk-containers/husk/agent/reap"
 )
 
@@ -32,10 +33,24 @@ func crunBinary() string {
 	return found
 }
 
-const insideEnv = "HUSK_TEST_CRUN_INSIDE"
+const (
+	insideEnv = "HUSK_TEST_CRUN_INSIDE"
+	pauseArg  = "pause"
+)
 
-// TestCrun runs TestCrunInside in a process of its own, where mounts are private
-// and the cgroups are as in a guest.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == pauseArg {
+		if err := pause.Main(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// TestCrun runs TestCrunInside in a process of its own, where mounts and IPC are
+// private and the cgroups are as in a guest.
 func TestCrun(t *testing.T) {
 	switch {
 	case os.Getenv(insideEnv) != "":
@@ -50,7 +65,7 @@ func TestCrun(t *testing.T) {
 	}
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestCrunInside$", "-test.v", "-test.timeout=2m")
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}
 	out, err := cmd.CombinedOutput()
 	if bytes.Contains(out, []byte("--- SKIP")) {
 		t.Skipf("%s", out)
@@ -108,11 +123,15 @@ func newInside(t *testing.T) *inside {
 	collected := make(chan struct{})
 	go func() { table.Collect(ctx); close(collected) }()
 	name := fmt.Sprint("/husk-test-", os.Getpid())
-	c, err := NewCrun(CrunConfig{Command: crunBinary(), Dir: t.TempDir(), Cgroup: "/sys/fs/cgroup" + name}, table)
+	shared := pause.New(filepath.Join(t.TempDir(), "pid"), []string{"/proc/self/exe", pauseArg}, table)
+	c, err := NewCrun(CrunConfig{Command: crunBinary(), Dir: t.TempDir(), Cgroup: "/sys/fs/cgroup" + name, SharedPID: shared}, table)
 	if err != nil {
 		t.Skip(err)
 	}
 	t.Cleanup(func() {
+		if err := shared.Close(); err != nil {
+			t.Error(err)
+		}
 		cancel()
 		<-collected
 		if err := cgroup(c.cfg.Cgroup).remove(); err != nil {
@@ -297,6 +316,11 @@ func TestCrunInside(t *testing.T) {
 			t.Errorf("status %d", status)
 		}
 	})
+
+	t.Run("shared PID namespace", func(t *testing.T) { testSharedPID(t, c) })
+	t.Run("PID namespace that is killed", func(t *testing.T) { testSharedPIDKilled(t, c) })
+	t.Run("the guest's PID namespace", func(t *testing.T) { testGuestPID(t, c) })
+	t.Run("shared IPC and UTS", func(t *testing.T) { testSharedIPC(t, c) })
 
 	for _, dir := range []string{"containers", "crun", "log"} {
 		left, err := os.ReadDir(filepath.Join(c.cfg.Dir, dir))

@@ -26,6 +26,8 @@ func Main() error {
 	if err := os.WriteFile("/proc/self/comm", []byte(name), 0); err != nil {
 		return err
 	}
+	// With it all containers would go. Where that is not allowed it stands as others do.
+	os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0) //nolint:errcheck // see above
 	if err := leaveRoot(); err != nil {
 		return err
 	}

@@ -104,7 +104,8 @@ func (n *Namespace) start(ctx context.Context) error {
 	}
 	defer ready.Close()
 	cmd := exec.Command(n.command[0], n.command[1:]...)
-	cmd.Env = []string{} // nothing of ours
+	cmd.Args[0] = "husk-agent" // whatever the path that leads to it
+	cmd.Env = []string{}       // nothing of ours
 	cmd.Dir = "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, told, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Setsid: true}
