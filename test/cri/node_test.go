@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,6 +24,7 @@ const (
 	subnet4 = "10.88.0.0/24"
 	subnet6 = "fd00:88::/64"
 	node4   = "10.88.0.1"
+	node6   = "fd00:88::1"
 )
 
 // bridge is a CNI configuration of a bridge with addresses of these subnets.
@@ -153,15 +155,18 @@ func (e *env) node(script string) string {
 	return e.in(e.d.NetNS(), script)
 }
 
-// greet connects from the namespace at path and returns all that comes back.
+// greet asks the HTTP server at address, from the namespace at path.
 func greet(path, address string) (string, error) {
-	conn, err := dialIn(path, "tcp", address)
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return dialIn(path, "tcp", address) },
+	}}
+	r, err := client.Get("http://" + address + "/")
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(30 * time.Second))
-	data, err := io.ReadAll(conn)
+	defer r.Body.Close()
+	data, err := io.ReadAll(r.Body)
 	return string(bytes.TrimSpace(data)), err
 }
 
@@ -177,35 +182,70 @@ func (e *env) wantGreeting(path, address, want string) {
 	})
 }
 
-// serve has each connection to address in the namespace at path get text.
+// serve runs an HTTP server at address in the namespace at path, which answers
+// with text, until the test's end.
 func (e *env) serve(path, address, text string) {
 	e.Helper()
-	l, err := listenIn(path, address)
-	if err != nil {
-		e.Fatalf("listen on %s: %v", address, err)
-	}
+	var l net.Listener
+	e.within(time.Minute, "listen on "+address, func(context.Context) (err error) { // a new v6 address is tentative at first
+		l, err = listenIn(path, address)
+		return err
+	})
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, text) })}
 	done := make(chan struct{})
-	go func() { // ends with the listener
+	go func() { // ends with the server
 		defer close(done)
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			fmt.Fprintln(conn, text)
-			conn.Close()
-		}
+		server.Serve(l)
 	}()
 	e.Cleanup(func() {
-		l.Close()
+		server.Close()
 		<-done
 	})
 }
 
-// greeter is a script that answers each connection to an address with text; in
-// the background.
-func greeter(address, port, text string) string {
-	return fmt.Sprintf("nc -lk -s %s -p %s -e echo %s & ", address, port, text)
+// serveDNS runs a DNS server at address in the namespace at path until the
+// test's end. It knows no name, and says so.
+func (e *env) serveDNS(path, address string) {
+	e.Helper()
+	var conn net.PacketConn
+	err := enter(path, func() (err error) {
+		conn, err = net.ListenPacket("udp", address)
+		return err
+	})
+	if err != nil {
+		e.Fatalf("listen on %s: %v", address, err)
+	}
+	done := make(chan struct{})
+	go func() { // ends with the socket
+		defer close(done)
+		query := make([]byte, 512)
+		for {
+			n, from, err := conn.ReadFrom(query)
+			if err != nil {
+				return
+			}
+			if n > 3 {
+				query[2], query[3] = 0x81, 0x83 // an answer: no such name
+				conn.WriteTo(query[:n], from)
+			}
+		}
+	}()
+	e.Cleanup(func() {
+		conn.Close()
+		<-done
+	})
+}
+
+// greeter is a script that runs an HTTP server at address:port, which answers
+// with text.
+func greeter(address, text string) string {
+	return fmt.Sprintf("mkdir -p /tmp/%[2]s && echo %[2]s > /tmp/%[2]s/index.html && httpd -f -p %[1]s -h /tmp/%[2]s", address, text)
+}
+
+// fetch is a script that asks an HTTP server, as often as it takes. (A static
+// busybox's wget does not survive its own time-out.)
+func fetch(address string) string {
+	return fmt.Sprintf("for i in $(seq 100); do timeout 10 wget -q -O - http://%s/ && exit; sleep 0.1; done; exit 1", address)
 }
 
 // ip4 is the pod's v4 address, ip6 the v6 one.
@@ -248,6 +288,33 @@ func (p *pod) netns() string {
 	}
 	p.e.Fatalf("no network namespace has the address %s; there are %v", want, p.e.d.PodNetNS())
 	return ""
+}
+
+// world makes the world outside the node: a network namespace, whose path is
+// returned, at the end of the node's uplink. The node has 192.0.2.2 there and a
+// default route, the world 192.0.2.1, the route's gateway, and 192.0.2.3.
+func (e *env) world() string {
+	e.Helper()
+	sleep := exec.Command("unshare", "--net", "sleep", "10000")
+	if err := sleep.Start(); err != nil {
+		e.Fatal(err)
+	}
+	e.Cleanup(func() {
+		sleep.Process.Kill()
+		sleep.Wait()
+	})
+	path := fmt.Sprintf("/proc/%d/ns/net", sleep.Process.Pid)
+	e.eventually("the world has a namespace of its own", func(context.Context) error {
+		own, err := os.Readlink("/proc/thread-self/ns/net")
+		if there, e := os.Readlink(path); err == nil && (e != nil || there == own) {
+			err = fmt.Errorf("%s: %s, %v", path, there, e)
+		}
+		return err
+	})
+	e.node(fmt.Sprintf("ip link add uplink type veth peer name world netns %d", sleep.Process.Pid))
+	e.in(path, "ip link set lo up; ip addr add 192.0.2.1/24 dev world; ip addr add 192.0.2.3/24 dev world; ip link set world up")
+	e.node("ip addr add 192.0.2.2/24 dev uplink; ip link set uplink up; ip route add default via 192.0.2.1")
+	return path
 }
 
 // podLinks lists what is in the node's namespace beside loopback and bridges.
