@@ -37,7 +37,7 @@ func (c *inside) begin(t *testing.T, spec *specs.Spec) *Process {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	p, err := c.Create(t.Context(), id, spec, Stdio{Stdout: w})
+	p, err := c.Create(t.Context(), id, spec, nil, Stdio{Stdout: w})
 	w.Close()
 	if err != nil {
 		t.Fatal(err)
@@ -100,7 +100,7 @@ func testSharedPID(t *testing.T, c *inside) {
 	shared := func(id, script string) *specs.Spec {
 		return sharing(c.spec(id, false, "sh", "-c", script), c.cfg.SharedPID.Path(), specs.PIDNamespace)
 	}
-	if _, err := c.Create(ctx, "bad", sharing(c.spec("bad", false, "true"), "/proc/1/ns/pid", specs.PIDNamespace), Stdio{}); !errdefs.IsInvalidArgument(err) {
+	if _, err := c.Create(ctx, "bad", sharing(c.spec("bad", false, "true"), "/proc/1/ns/pid", specs.PIDNamespace), nil, Stdio{}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("another PID namespace: %v", err)
 	}
 	a := c.begin(t, shared("a", "sleep 1001 & echo up; exec sleep 1002"))
