@@ -50,7 +50,7 @@ func inputs(t *testing.T) string {
 		"modules/" + release + "/modules.builtin": []byte("kernel/virtio_console.ko\n"),
 	}
 	var index strings.Builder
-	for _, m := range []string{"virtio.ko:", "virtio_pci.ko: virtio.ko", "vmw_vsock_virtio_transport.ko: virtio.ko", "virtiofs.ko: virtio.ko", "virtio-rng.ko: virtio.ko"} {
+	for _, m := range []string{"virtio.ko:", "virtio_pci.ko: virtio.ko", "vmw_vsock_virtio_transport.ko: virtio.ko", "virtiofs.ko: virtio.ko", "virtio_net.ko: virtio.ko", "virtio-rng.ko: virtio.ko"} {
 		file, _, _ := strings.Cut(m, ":")
 		files["modules/"+release+"/"+file] = []byte("module " + file)
 		fmt.Fprintln(&index, m)
@@ -107,7 +107,7 @@ func TestRunLayout(t *testing.T) {
 		"040755 dev", "020600 dev/console", "020666 dev/null",
 		"100755 init",
 		"040755 lib", "040755 lib/modules", "100644 lib/modules/load",
-		"100644 lib/modules/virtio.ko", "100644 lib/modules/virtio_pci.ko", "100644 lib/modules/virtio_rng.ko",
+		"100644 lib/modules/virtio.ko", "100644 lib/modules/virtio_net.ko", "100644 lib/modules/virtio_pci.ko", "100644 lib/modules/virtio_rng.ko",
 		"100644 lib/modules/virtiofs.ko", "100644 lib/modules/vmw_vsock_virtio_transport.ko",
 		"040755 proc", "040755 run", "040755 sys", "041777 tmp",
 	}
@@ -118,6 +118,7 @@ func TestRunLayout(t *testing.T) {
 /lib/modules/virtio_pci.ko
 /lib/modules/vmw_vsock_virtio_transport.ko
 /lib/modules/virtiofs.ko
+/lib/modules/virtio_net.ko
 /lib/modules/virtio_rng.ko
 `
 	if diff := cmp.Diff(wantLoad, contents["lib/modules/load"]); diff != "" {

@@ -88,6 +88,9 @@ func (v *VM) PID() int { return os.Getpid() }
 
 // Accept implements hypervisor.VM.
 func (v *VM) Accept(ctx context.Context) (net.Conn, error) {
+	if ctx.Err() != nil { // a select would choose at random
+		return nil, context.Cause(ctx)
+	}
 	select {
 	case c := <-v.guest.control:
 		return c, nil
@@ -100,6 +103,9 @@ func (v *VM) Accept(ctx context.Context) (net.Conn, error) {
 
 // Dial implements hypervisor.VM; it waits for the guest to listen.
 func (v *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	ln, err := v.guest.await(ctx, port)
 	if errors.Is(err, errEnded) {
 		<-v.done
