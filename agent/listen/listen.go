@@ -4,18 +4,21 @@
 // Four small BPF programs on the root of the cgroup hierarchy, which the agent
 // needs no tracing for and no library, keep a table of sockets in the kernel:
 //
-//	sock_ops, TCP_LISTEN_CB  listen(2) has succeeded    add    TCP
-//	bind4, bind6             bind(2) names a port       add    UDP
-//	inet_sock_release        the socket is closed       delete
+//	sock_ops, TCP_LISTEN_CB  listen(2) has succeeded    add     TCP
+//	sock_ops, STATE_CB       LISTEN is left             delete  TCP
+//	bind4, bind6             bind(2) names a port       add     UDP
+//	inet_sock_release        the socket is closed       delete  UDP
+//
+// Of a multipath TCP listener the kernel's own socket is seen, which is never
+// released by a process: hence the two ways to delete.
 //
 // Each change wakes the agent by a ring buffer; it then reads the whole table and
 // reports how it differs from what it last read. Nothing is lost but what did not
 // last, and nothing the size of the ring or of a backlog could change that.
 //
 // Limits. A UDP socket that has its port from the kernel (no bind, or one to port
-// 0) is a client's and not reported. A TCP listener that is shut down but not
-// closed is reported until it is closed, and so is a UDP socket whose bind has
-// failed. Sockets of network namespaces that containers make are left out. Of more
+// 0) is a client's and not reported. One whose bind has failed is reported until
+// it is closed. Sockets of network namespaces that containers make are left out. Of more
 // than 1024 sockets the later ones are not reported.
 package listen
 

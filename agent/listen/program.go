@@ -20,6 +20,7 @@ const (
 	r4
 	_
 	r6
+	r7
 	r10 = 10
 )
 
@@ -35,6 +36,7 @@ const (
 	mapUpdate     = 2
 	mapDelete     = 3
 	socketCookie  = 46
+	callbacksSet  = 59
 	netnsCookieOf = 122
 	ringbufOutput = 130
 )
@@ -113,24 +115,30 @@ type program struct {
 // programs are those that keep the table sockets and wake the reader of ring;
 // both are descriptors of maps. All let every call pass.
 func programs(sockets, ring int) []program {
-	const tcpListen = 11 // BPF_SOCK_OPS_TCP_LISTEN_CB
+	const ( // of sock_ops
+		stateChange = 10 // BPF_SOCK_OPS_STATE_CB: args are the old state and the new
+		tcpListen   = 11 // BPF_SOCK_OPS_TCP_LISTEN_CB
+		wantState   = 4  // BPF_SOCK_OPS_STATE_CB_FLAG
+		stateListen = 10 // TCP_LISTEN
+	)
 	begin := []insn{mov(r6, r1)}
 	end := []insn{set(r0, 1), exit()}
 	wake := join(mapOf(r1, ring), []insn{
 		mov(r2, r10), add(r2, keyAt), set(r3, 8), set(r4, unix.BPF_RB_FORCE_WAKEUP), call(ringbufOutput),
 	})
 	key := []insn{mov(r1, r6), call(socketCookie), store(size64, r10, keyAt, r0)}
-	// put adds the socket. addr fills in address, family and port.
-	put := func(protocol int32, addr []insn) []insn {
+	// put adds the socket, of which fill stores address, family and port.
+	put := func(protocol int32, fill []insn) []insn {
 		return join(key, []insn{
 			mov(r1, r6), call(netnsCookieOf), store(size64, r10, netnsAt, r0),
 			storeConst(size64, r10, addrAt, 0), storeConst(size64, r10, addrAt+8, 0),
 			storeConst(size16, r10, protocolAt, protocol),
-		}, addr, mapOf(r1, sockets), []insn{
+		}, fill, mapOf(r1, sockets), []insn{
 			mov(r2, r10), add(r2, keyAt), mov(r3, r10), add(r3, valueAt), set(r4, 0), call(mapUpdate),
 		}, wake)
 	}
-	// copies of n words of the context.
+	remove := join(key, mapOf(r1, sockets), []insn{mov(r2, r10), add(r2, keyAt), call(mapDelete)}, when(r0, 0, wake))
+	// addr copies n words of the context.
 	addr := func(family int32, from int16, n int16) []insn {
 		code := []insn{storeConst(size16, r10, familyAt, family)}
 		for i := range n {
@@ -138,14 +146,16 @@ func programs(sockets, ring int) []program {
 		}
 		return code
 	}
-	// Offsets in struct bpf_sock_ops: op 0, family 20, local_ip4 28, local_ip6 48,
-	// local_port (this machine's order) 68.
-	listen := when(r2, tcpListen, put(unix.IPPROTO_TCP, join(
-		[]insn{load(size32, r2, r6, 20)},
-		when(r2, unix.AF_INET, addr(unix.AF_INET, 28, 1)),
-		when(r2, unix.AF_INET6, addr(unix.AF_INET6, 48, 4)),
-		[]insn{load(size32, r3, r6, 68), store(size32, r10, portAt, r3)},
-	)))
+	// Offsets in struct bpf_sock_ops: op 0, args 4, family 20, local_ip4 28,
+	// local_ip6 48, local_port (this machine's order) 68.
+	tcp := join(begin, []insn{load(size32, r7, r6, 0), storeConst(size16, r10, familyAt, 0)},
+		when(r7, tcpListen, join(put(unix.IPPROTO_TCP, join(
+			[]insn{load(size32, r2, r6, 20)},
+			when(r2, unix.AF_INET, addr(unix.AF_INET, 28, 1)),
+			when(r2, unix.AF_INET6, addr(unix.AF_INET6, 48, 4)),
+			[]insn{load(size32, r3, r6, 68), store(size32, r10, portAt, r3)},
+		)), []insn{mov(r1, r6), set(r2, wantState), call(callbacksSet)})),
+		when(r7, stateChange, join([]insn{load(size32, r2, r6, 4)}, when(r2, stateListen, remove))), end)
 	// In struct bpf_sock_addr: user_ip4 4, user_ip6 8, user_port (network order) 24,
 	// protocol 36.
 	bind := func(family int32, from, n int16) []insn {
@@ -155,10 +165,9 @@ func programs(sockets, ring int) []program {
 			})))), end)
 	}
 	return []program{
-		{unix.BPF_PROG_TYPE_SOCK_OPS, unix.BPF_CGROUP_SOCK_OPS, join(begin, []insn{load(size32, r2, r6, 0), storeConst(size16, r10, familyAt, 0)}, listen, end)},
+		{unix.BPF_PROG_TYPE_SOCK_OPS, unix.BPF_CGROUP_SOCK_OPS, tcp},
 		{unix.BPF_PROG_TYPE_CGROUP_SOCK_ADDR, unix.BPF_CGROUP_INET4_BIND, bind(unix.AF_INET, 4, 1)},
 		{unix.BPF_PROG_TYPE_CGROUP_SOCK_ADDR, unix.BPF_CGROUP_INET6_BIND, bind(unix.AF_INET6, 8, 4)},
-		{unix.BPF_PROG_TYPE_CGROUP_SOCK, unix.BPF_CGROUP_INET_SOCK_RELEASE, join(begin, key, mapOf(r1, sockets),
-			[]insn{mov(r2, r10), add(r2, keyAt), call(mapDelete)}, when(r0, 0, wake), end)},
+		{unix.BPF_PROG_TYPE_CGROUP_SOCK, unix.BPF_CGROUP_INET_SOCK_RELEASE, join(begin, remove, end)},
 	}
 }
