@@ -121,6 +121,10 @@ func TestSandboxStates(t *testing.T) {
 			return err
 		}},
 		{"stop", (*harness).stopPod},
+		{"connect", func(h *harness) error {
+			_, err := h.Connect(h.t.Context(), &api.ConnectRequest{ID: "pod"})
+			return err
+		}},
 		{"shut down by the task API", func(h *harness) error {
 			_, err := h.Shutdown(h.t.Context(), &api.ShutdownRequest{ID: "m"})
 			return err
@@ -136,7 +140,7 @@ func TestSandboxStates(t *testing.T) {
 	}{
 		"absent": {
 			reach: func(*harness) {},
-			want:  []error{ok, tooEarly, notFound, notFound, notFound, ok, unsupported, tooEarly, ok, ok}, ends: true,
+			want:  []error{ok, tooEarly, notFound, notFound, notFound, ok, unsupported, tooEarly, ok, notFound, ok}, ends: true,
 		},
 		"not to be made": {
 			reach: func(h *harness) {
@@ -146,11 +150,11 @@ func TestSandboxStates(t *testing.T) {
 				}
 				h.makeErr = nil
 			},
-			want: []error{ok, tooEarly, notFound, notFound, notFound, ok, unsupported, tooEarly, ok, ok}, ends: true,
+			want: []error{ok, tooEarly, notFound, notFound, notFound, ok, unsupported, tooEarly, ok, notFound, ok}, ends: true,
 		},
 		"created": {
 			reach: func(h *harness) { h.must(h.createPod()) },
-			want:  []error{exists, ok, tooEarly, ok, ok, ok, unsupported, tooEarly, ok, ok},
+			want:  []error{exists, ok, tooEarly, ok, ok, ok, unsupported, tooEarly, ok, ok, ok},
 			state: stateNotReady, waits: true,
 		},
 		"not to be booted": {
@@ -162,27 +166,27 @@ func TestSandboxStates(t *testing.T) {
 				}
 				h.sandbox.die()
 			},
-			want:  []error{exists, tooEarly, unavailable, ok, ok, ok, unsupported, ok, ok, ok},
+			want:  []error{exists, tooEarly, unavailable, ok, ok, ok, unsupported, ok, ok, ok, ok},
 			state: stateNotReady, exit: 137,
 		},
 		"ready": {
 			reach: func(h *harness) { h.must(h.createPod(), h.startPod()) },
-			want:  []error{exists, tooEarly, ok, ok, ok, ok, unsupported, ok, ok, ok},
+			want:  []error{exists, tooEarly, ok, ok, ok, ok, unsupported, ok, ok, ok, ok},
 			state: stateReady, waits: true,
 		},
 		"dead": {
 			reach: func(h *harness) { h.must(h.createPod(), h.startPod()); h.sandbox.die() },
-			want:  []error{exists, tooEarly, unavailable, ok, ok, ok, unsupported, ok, ok, ok},
+			want:  []error{exists, tooEarly, unavailable, ok, ok, ok, unsupported, ok, ok, ok, ok},
 			state: stateNotReady, exit: 137,
 		},
 		"stopped": {
 			reach: func(h *harness) { h.must(h.createPod(), h.startPod(), h.stopPod()) },
-			want:  []error{exists, tooEarly, unavailable, ok, ok, ok, unsupported, tooEarly, ok, ok},
+			want:  []error{exists, tooEarly, unavailable, ok, ok, ok, unsupported, tooEarly, ok, ok, ok},
 			state: stateNotReady,
 		},
 		"stopped before its start": {
 			reach: func(h *harness) { h.must(h.createPod(), h.stopPod()) },
-			want:  []error{exists, tooEarly, unavailable, ok, ok, ok, unsupported, tooEarly, ok, ok},
+			want:  []error{exists, tooEarly, unavailable, ok, ok, ok, unsupported, tooEarly, ok, ok, ok},
 			state: stateNotReady,
 		},
 	} {
