@@ -364,11 +364,10 @@ func (h *harness) wait(id, exec string) *api.WaitResponse {
 	return resp
 }
 
-// shutdown ends the shim as containerd does. The connection may end before the
-// reply was read, which containerd takes for a reply.
+// shutdown ends the shim as containerd does.
 func (h *harness) shutdown(id string) {
 	h.t.Helper()
-	if _, err := h.Shutdown(h.t.Context(), &api.ShutdownRequest{ID: id}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+	if _, err := h.Shutdown(h.t.Context(), &api.ShutdownRequest{ID: id}); err != nil {
 		h.t.Error(err)
 	}
 	h.conn.Close() //nolint:errcheck // it may have ended

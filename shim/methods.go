@@ -265,12 +265,21 @@ func (s *Service) wait(ctx context.Context, r *api.WaitRequest) (*api.WaitRespon
 	return &api.WaitResponse{ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.At)}, nil
 }
 
+// connect is how a containerd that was started again finds out whether the shim
+// still has what it was started for. Where it does not, since containerd ended
+// before Create, containerd has to hear of it: it then runs delete, and otherwise
+// might keep for ever a VM that nobody uses.
 func (s *Service) connect(_ context.Context, r *api.ConnectRequest) (*api.ConnectResponse, error) {
 	resp := &api.ConnectResponse{ShimPid: uint32(os.Getpid())}
-	t, err := s.task(r.ID)
-	if err == nil {
-		resp.TaskPid = t.init.pid
+	if s.hold && r.ID == s.id {
+		_, err := s.current()
+		return resp, err
 	}
+	t, err := s.task(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	resp.TaskPid = t.init.pid
 	return resp, nil
 }
 

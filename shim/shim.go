@@ -25,7 +25,8 @@ const (
 	stopTimeout = 2 * time.Second
 	// flushTimeout bounds the delivery of the last events.
 	flushTimeout = 500 * time.Millisecond
-	// replyTimeout bounds the delivery of the last replies.
+	// replyTimeout bounds the delivery of the last replies, and how long clients
+	// may stay after a Shutdown.
 	replyTimeout = time.Second
 )
 
@@ -116,7 +117,8 @@ func newService(ctx context.Context, cfg Config, start starter, events publisher
 // sandbox has been stopped and the events have been delivered.
 func (s *Service) Serve(ctx context.Context, l net.Listener, ready func() error) (err error) {
 	defer func() { err = errors.Join(err, s.stop()) }()
-	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
+	callers := &clients{admit: ttrpc.UnixSocketRequireSameUser()}
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(callers))
 	if err != nil {
 		return fmt.Errorf("serve containerd: %w", err)
 	}
@@ -137,6 +139,9 @@ func (s *Service) Serve(ctx context.Context, l net.Listener, ready func() error)
 	case <-ctx.Done():
 		slog.Info("shim is told to end: stopping the sandbox")
 	case <-s.shutdown:
+		wctx, cancel := context.WithTimeout(ctx, replyTimeout)
+		callers.wait(wctx)
+		cancel()
 	}
 	// A Shutdown has stopped everything before it was answered.
 	err = s.stop()

@@ -12,4 +12,14 @@
 //	    │                   │<── NUL, or why not ────────┤
 //	    │<── the address ───┤                            │
 //	    ├──────────────── ttrpc on the socket ──────────>│
+//
+// What start is called for decides what the daemon begins with, and whether there
+// is one:
+//
+//	a container, or a pod's sandbox container   boots what the bundle's spec says
+//	a member of a pod                           none: the address of the pod's
+//	a pod by the sandbox API                    waits for CreateSandbox
+//
+// From its first moment a daemon is on record in its bundle, so that delete, which
+// may come at any time, ends it.
 package bootstrap

@@ -1,0 +1,37 @@
+package shim
+
+import (
+	"testing"
+	"time"
+
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+)
+
+// The answer to what ends the shim reaches a client that reads it late, and one
+// that stays does not keep the shim.
+func TestShutdownIsAnswered(t *testing.T) {
+	for range 30 {
+		h := newPod(t)
+		h.must(h.createPod(), h.startPod())
+		if _, err := h.pod.ShutdownSandbox(t.Context(), &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"}); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-h.served:
+			t.Fatalf("the shim ended before its client left: %v", err)
+		case <-time.After(time.Millisecond):
+		}
+		h.conn.Close() //nolint:errcheck // it was only read
+		h.served <- <-h.served
+	}
+	h := newPod(t)
+	if _, err := h.pod.ShutdownSandbox(t.Context(), &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-h.served: // with the connection open
+		h.served <- err
+	case <-time.After(30 * time.Second):
+		t.Error("a client that stays keeps the shim")
+	}
+}
