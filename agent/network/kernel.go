@@ -98,12 +98,11 @@ func (k kernel) configure(dev *agentv1.Interface, link netlink.Link) error {
 	if err := arp(link); err != nil {
 		return fmt.Errorf("set arp %t: %w", !dev.GetNoArp(), err)
 	}
-	// The addresses are given, and whoever gave them knows that they are free.
-	for _, key := range []string{"accept_ra", "autoconf", "accept_dad"} {
-		file := "/proc/sys/net/ipv6/conf/" + dev.GetName() + "/" + key
-		if err := os.WriteFile(file, []byte("0"), 0); err != nil && !errors.Is(err, os.ErrNotExist) { // no IPv6
-			return fmt.Errorf("set sysctl: %w", err)
-		}
+	// The addresses are given, and whoever gave them knows that they are free. What
+	// routers advertise the guest takes for itself, as the namespace does.
+	file := "/proc/sys/net/ipv6/conf/" + dev.GetName() + "/accept_dad"
+	if err := os.WriteFile(file, []byte("0"), 0); err != nil && !errors.Is(err, os.ErrNotExist) { // no IPv6
+		return fmt.Errorf("set sysctl: %w", err)
 	}
 	if err := k.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set up: %w", err)

@@ -209,7 +209,7 @@ func TestSetNetworkIsIdempotent(t *testing.T) {
 	}
 	set(t, New(), two()) // by one that does not know what is there
 	check(t, wantTwo)
-	for _, key := range []string{"ipv6/conf/eth0/accept_ra", "ipv4/ip_forward"} {
+	for _, key := range []string{"ipv6/conf/eth0/accept_dad", "ipv4/ip_forward"} {
 		if b, err := os.ReadFile("/proc/sys/net/" + key); err != nil || string(b) != "0\n" {
 			t.Errorf("%s is %q, %v", key, b, err)
 		}

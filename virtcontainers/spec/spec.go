@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
 // GuestShare is the guest directory at which the host's share is mounted. Below
@@ -21,14 +23,6 @@ import (
 //	/run/husk/share/<container>/rootfs
 //	/run/husk/share/<container>/mnt/<n>
 const GuestShare = "/run/husk/share"
-
-// Namespaces that containers of a pod share are the guest's own, but for that of
-// process ids: in the guest's own they would see the agent. Its name, and that of
-// the shared memory which goes with the IPC namespace, are known to the agent.
-const (
-	guestPIDNamespace = "/run/husk/ns/pid"
-	guestShm          = "/run/husk/shm"
-)
 
 const shmPath = "/dev/shm"
 
@@ -177,7 +171,7 @@ func (p *Plan) GuestShm(size uint64) {
 		}
 		return
 	}
-	*p.shm = specs.Mount{Destination: shmPath, Type: "bind", Source: guestShm, Options: p.shm.Options}
+	*p.shm = specs.Mount{Destination: shmPath, Type: "bind", Source: agentv1.SharedShm, Options: append(slices.Clone(p.shm.Options), "nosuid", "noexec", "nodev")}
 }
 
 // TransformProcess does for one process what Transform does for a spec; field
@@ -229,7 +223,10 @@ func ProcessNotes(pr *specs.Process, field string) []string {
 }
 
 // namespaces returns those that the guest's runtime makes or joins, and which
-// network the host owes. private tells whether a container has a new namespace of a
+// network the host owes. What containers of a pod share is the guest's own, but for
+// process ids: in the guest's own namespace they would see the agent. A container's
+// cgroup namespace is its own always: hosts with version 1 of cgroups have none to
+// ask for, and then their engines show a container its own cgroup in other ways. private tells whether a container has a new namespace of a
 // type, rather than one that it shares.
 func namespaces(all []specs.LinuxNamespace) (out []specs.LinuxNamespace, network Network, private func(specs.LinuxNamespaceType) bool) {
 	network.Host = true
@@ -237,12 +234,14 @@ func namespaces(all []specs.LinuxNamespace) (out []specs.LinuxNamespace, network
 		switch {
 		case ns.Type == specs.NetworkNamespace:
 			network = Network{Path: ns.Path}
+		case ns.Type == specs.CgroupNamespace:
 		case ns.Path == "":
 			out = append(out, ns)
 		case ns.Type == specs.PIDNamespace:
-			out = append(out, specs.LinuxNamespace{Type: ns.Type, Path: guestPIDNamespace})
+			out = append(out, specs.LinuxNamespace{Type: ns.Type, Path: agentv1.SharedPID})
 		}
 	}
+	out = append(out, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	return out, network, func(typ specs.LinuxNamespaceType) bool {
 		return slices.Contains(out, specs.LinuxNamespace{Type: typ})
 	}

@@ -230,23 +230,23 @@ func TestTransformJoinsAPodsNamespaces(t *testing.T) {
 	}{
 		"all shared": {
 			namespaces: paths,
-			want:       []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: "/run/husk/ns/pid"}, {Type: specs.MountNamespace}},
+			want:       []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: "/run/husk/ns/pid"}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}},
 			guest:      map[string]string{"net.core.somaxconn": "1", "kernel.shmmax": "2"},
-			shm:        specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/husk/shm", Options: []string{"rbind", "ro"}},
+			shm:        specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/husk/shm", Options: []string{"rbind", "ro", "nosuid", "noexec", "nodev"}},
 		},
 		"all private": {
 			namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace}},
-			want:       []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}},
+			want:       []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.CgroupNamespace}},
 			hostname:   "demo",
 			guest:      map[string]string{"net.core.somaxconn": "1"},
 			shm:        specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=4096"}},
 		},
 		"one of each": {
 			namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, paths[1], {Type: specs.UTSNamespace}, paths[3]},
-			want:       []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.UTSNamespace}},
+			want:       []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.UTSNamespace}, {Type: specs.CgroupNamespace}},
 			hostname:   "demo",
 			guest:      map[string]string{"net.core.somaxconn": "1", "kernel.shmmax": "2"},
-			shm:        specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/husk/shm", Options: []string{"rbind", "ro"}},
+			shm:        specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/husk/shm", Options: []string{"rbind", "ro", "nosuid", "noexec", "nodev"}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
