@@ -57,6 +57,9 @@ func (a service) Configure(_ context.Context, r *agentv1.ConfigureRequest) (*age
 	for _, s := range r.GetStorages() {
 		errs = append(errs, a.opts.Platform.MountVirtioFS(s.GetSource(), s.GetTarget(), s.GetReadOnly()))
 	}
+	if r.GetReportListeners() {
+		errs = append(errs, a.reportListeners())
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("configure sandbox: %w", err)
 	}
