@@ -176,9 +176,11 @@ func TestHostPortsOfAHostileGuest(t *testing.T) {
 	log.Reset()
 	fds := descriptors(t)
 	for _, e := range []*agentv1.ListenEvent{
-		{}, nil, event("tcp", "", 1), event("tcp", "1.2.3", 1), event("tcp", "fe80::1%lo", 1), event("tcp", "224.0.0.1", 1),
+		{},
+		nil, event("tcp", "", 1), event("tcp", "1.2.3", 1), event("tcp", "fe80::1%lo", 1), event("tcp", "224.0.0.1", 1),
 		event("tcp", "127.0.0.1", 0), event("tcp", "127.0.0.1", 65536), event("sctp", "127.0.0.1", 1),
-		{Protocol: 99, Address: "127.0.0.1", Port: 1}, closed(event("tcp", "127.0.0.1", 1)),
+		{Protocol: 99, Address: "127.0.0.1", Port: 1},
+		closed(event("tcp", "127.0.0.1", 1)),
 		event("tcp", "192.0.2.1", 1), // not the host's
 	} {
 		h.Apply(e)
