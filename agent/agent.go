@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/agent/container"
+	"github.com/husk-containers/husk/agent/forward"
 	"github.com/husk-containers/husk/agent/stream"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
@@ -85,6 +86,17 @@ type Options struct {
 	// Streams accepts the host's stream connections (protocols/stream.Port).
 	// Serve closes it.
 	Streams net.Listener
+	// Forwards accepts the host's flows (protocols/forward.Port); nil: there are
+	// none. Serve closes it.
+	Forwards net.Listener
+	// Listeners begins to watch the ports that processes listen on, when the host
+	// asks for reports; nil: it cannot. See agent/listen.
+	Listeners func() (ListenWatcher, error)
+}
+
+// A ListenWatcher is a listen.Watcher.
+type ListenWatcher interface {
+	Run(ctx context.Context, report func(*agentv1.ListenEvent)) error
 }
 
 // An Agent serves one host for one sandbox.
@@ -92,6 +104,7 @@ type Agent struct {
 	opts   Options
 	claims *stream.Claims
 	events events
+	listen chan ListenWatcher // to run, one at most
 
 	shutdown     chan struct{} // closed when Shutdown has done its work
 	shutdownOnce sync.Once
@@ -113,6 +126,7 @@ func New(opts Options) *Agent {
 	return &Agent{
 		opts:       opts,
 		claims:     stream.NewClaims(opts.Streams),
+		listen:     make(chan ListenWatcher, 1),
 		shutdown:   make(chan struct{}),
 		containers: make(map[string]*guestContainer),
 	}
@@ -141,7 +155,7 @@ func (a *Agent) Serve(ctx context.Context, control net.Conn) error {
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	var background sync.WaitGroup
-	failed := make(chan error, 2)
+	failed := make(chan error, 4)
 	run := func(f func(context.Context) error) {
 		background.Go(func() {
 			if err := f(inner); err != nil {
@@ -153,6 +167,10 @@ func (a *Agent) Serve(ctx context.Context, control net.Conn) error {
 	if source, ok := a.opts.Runtime.(oomSource); ok {
 		run(func(ctx context.Context) error { return source.WatchOOM(ctx, a.checkOOM) })
 	}
+	if a.opts.Forwards != nil {
+		run(func(ctx context.Context) error { return forward.Serve(ctx, a.opts.Forwards) })
+	}
+	run(a.watchListeners)
 	ln := newOneConn(control)
 	quiet := logrus.New() // what ttrpc logs is that the connection has ended
 	quiet.SetOutput(io.Discard)

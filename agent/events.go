@@ -2,16 +2,19 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
-// eventBacklog is how many events wait for a host that does not read them.
-const eventBacklog = 128
+// eventBacklog is how many events wait for a host that does not read them: as many
+// as there are when all the ports that are reported change at once.
+const eventBacklog = 2048
 
 // events hands each event to all who watch, and keeps it for the first who will
 // while nobody does. The zero value is ready.
@@ -73,6 +76,31 @@ func (a *Agent) checkOOM(containerID string) {
 	}
 	slog.Info("out of memory", "container", containerID)
 	a.events.publish(&agentv1.Event{Event: &agentv1.Event_Oom{Oom: &agentv1.OOMEvent{ContainerId: containerID}}})
+}
+
+// reportListeners begins to publish which ports processes listen on.
+func (a *Agent) reportListeners() error {
+	if a.opts.Listeners == nil {
+		return fmt.Errorf("report listeners: %w", errdefs.ErrNotImplemented)
+	}
+	w, err := a.opts.Listeners()
+	if err != nil {
+		return err
+	}
+	a.listen <- w // Configure comes once
+	return nil
+}
+
+// watchListeners runs what reportListeners has begun.
+func (a *Agent) watchListeners(ctx context.Context) error {
+	select {
+	case w := <-a.listen:
+		return w.Run(ctx, func(e *agentv1.ListenEvent) {
+			a.events.publish(&agentv1.Event{Event: &agentv1.Event_Listen{Listen: e}})
+		})
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // WatchEvents implements agentv1.AgentService. It ends with the call or with a

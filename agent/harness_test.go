@@ -46,6 +46,12 @@ type guest struct {
 
 func newGuest(t *testing.T) *guest {
 	t.Helper()
+	return newGuestWith(t, func(*agent.Options) {})
+}
+
+// newGuestWith has the agent's options changed.
+func newGuestWith(t *testing.T, change func(*agent.Options)) *guest {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	t.Cleanup(cancel)
 	dir := t.TempDir()
@@ -74,7 +80,9 @@ func newGuest(t *testing.T) *guest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := agent.New(agent.Options{Version: "test", Runtime: g.runtime, Platform: g.platform, Streams: streams})
+	opts := agent.Options{Version: "test", Runtime: g.runtime, Platform: g.platform, Streams: streams}
+	change(&opts)
+	a := agent.New(opts)
 	serving, end := context.WithCancelCause(ctx)
 	g.end = end
 	go func() { g.served <- a.Serve(serving, control) }()

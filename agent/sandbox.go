@@ -62,6 +62,9 @@ func (a service) Configure(ctx context.Context, r *agentv1.ConfigureRequest) (*a
 		errs = append(errs, a.opts.Platform.MountVirtioFS(s.GetSource(), s.GetTarget(), s.GetReadOnly()))
 	}
 	errs = append(errs, a.opts.Platform.MountShm(agentv1.SharedShm, cmp.Or(r.GetShmBytes(), defaultShm)))
+	if r.GetReportListeners() {
+		errs = append(errs, a.reportListeners())
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("configure sandbox: %w", err)
 	}

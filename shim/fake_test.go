@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ const fakePID = 4711
 
 // fakeSandbox has containers whose processes do nothing until a test ends them.
 type fakeSandbox struct {
+	left                atomic.Bool // the bundle
 	createErr, startErr error
 	ooms                chan string
 	done                chan struct{}
@@ -43,6 +45,7 @@ func newFakeSandbox() *fakeSandbox {
 
 func (s *fakeSandbox) PID() int                    { return fakePID }
 func (s *fakeSandbox) Created() time.Time          { return time.Unix(5e8, 0) }
+func (s *fakeSandbox) Leave() error                { s.left.Store(true); return nil }
 func (s *fakeSandbox) Start(context.Context) error { return s.startErr }
 func (s *fakeSandbox) OOMs() <-chan string         { return s.ooms }
 func (s *fakeSandbox) Done() <-chan struct{}       { return s.done }
@@ -264,6 +267,7 @@ type harness struct {
 	bundle  string
 	served  chan error
 	cancel  context.CancelFunc
+	left    atomic.Bool // the bundle
 
 	mu sync.Mutex
 	// made is what sandboxes were asked for; makeErr is what is answered.
@@ -300,6 +304,7 @@ func serve(t *testing.T, cfg Config) *harness {
 	l := listener(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
+	cfg.Leave = func() error { h.left.Store(true); return nil }
 	s, err := newService(ctx, cfg, h.start, h.journal)
 	if err != nil {
 		t.Fatal(err)

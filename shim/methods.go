@@ -3,6 +3,7 @@ package shim
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -129,10 +130,25 @@ func (s *Service) delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 		s.events.Publish(&events.TaskDelete{
 			ContainerID: t.id, Pid: p.pid, ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.At),
 		})
-		s.release(t.id)
+		if s.release(t.id) > 0 && s.owns(t.id) {
+			s.leaveBundle()
+		}
 	}
 	exit := p.exit()
 	return &api.DeleteResponse{Pid: p.pid, ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.At)}, nil
+}
+
+// leaveBundle has shim and sandbox outlive their bundle: containerd takes the end of
+// a shim's first task for that of the shim, and runs delete in the bundle, while
+// other containers of the pod are still to be heard of.
+func (s *Service) leaveBundle() {
+	l, err := s.current()
+	if err == nil {
+		err = errors.Join(s.leave(), l.sandbox.Leave())
+	}
+	if err != nil {
+		slog.Error("the pod's other containers end with its sandbox container", "err", err)
+	}
 }
 
 func (s *Service) exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb.Empty, error) {

@@ -22,6 +22,8 @@ type (
 		// Done is closed when the VM is gone; Err says why, where nobody wanted it.
 		Done() <-chan struct{}
 		Err() error
+		// Leave has the sandbox outlive its bundle.
+		Leave() error
 		Stop(ctx context.Context) error
 	}
 	container interface {

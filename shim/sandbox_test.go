@@ -234,3 +234,24 @@ func TestSandboxStates(t *testing.T) {
 		})
 	}
 }
+
+// containerd deletes the bundle of a shim's first task with it, and then runs delete
+// there, whatever other tasks there are.
+func TestShimAndSandboxLeaveABundleThatIsDeletedBeforeThePodsContainers(t *testing.T) {
+	for name, members := range map[string]int{"alone": 0, "with a container": 1} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			first := h.run("c")
+			for range members {
+				h.run("member")
+			}
+			first.end(137)
+			h.wait("c", "")
+			_, err := h.Delete(t.Context(), &api.DeleteRequest{ID: "c"})
+			h.must(err)
+			if want := members > 0; h.left.Load() != want || h.sandbox.left.Load() != want {
+				t.Errorf("left by shim: %t, by sandbox: %t; want %t", h.left.Load(), h.sandbox.left.Load(), want)
+			}
+		})
+	}
+}

@@ -43,6 +43,8 @@ type Config struct {
 	// Start makes the one sandbox and begins to boot it. What it returned last is
 	// the service's to stop.
 	Start func(ctx context.Context, cfg SandboxConfig) (*virtcontainers.Sandbox, error)
+	// Leave has the shim outlive its bundle.
+	Leave func() error
 	// Events is the service's to close.
 	Events *huskevents.Publisher
 }
@@ -63,6 +65,7 @@ type Service struct {
 	id, namespace string
 	hold          bool
 	startVM       starter
+	leave         func() error
 	events        publisher
 
 	// background counts the goroutines that watch the sandbox; they end once done
@@ -97,7 +100,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 
 func newService(ctx context.Context, cfg Config, start starter, events publisher) (*Service, error) {
 	s := &Service{
-		id: cfg.ID, namespace: cfg.Namespace, hold: cfg.Hold, startVM: start, events: events,
+		id: cfg.ID, namespace: cfg.Namespace, hold: cfg.Hold, startVM: start, leave: cfg.Leave, events: events,
 		done: make(chan struct{}), shutdown: make(chan struct{}), tasks: map[string]*task{},
 	}
 	if s.hold {

@@ -174,6 +174,7 @@ func (c *Container) plan() (*spec.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.sandbox.addFiles(sp)
 	return spec.Transform(sp, c.id, c.sandbox.pod)
 }
 

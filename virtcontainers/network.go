@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -26,7 +27,7 @@ type guestNetwork struct {
 	given *network.Network
 	// ports take connections to the host in the guest's stead, where it has the
 	// host's network.
-	ports *struct{}
+	ports *forward.HostPorts
 }
 
 // connect makes the sandbox's network on the host, before its VM.
@@ -84,7 +85,8 @@ func (s *Sandbox) connectUser(ctx context.Context, host bool) (*guestNetwork, er
 	s.spawn(func() { s.watchUser(u) })
 	gn := &guestNetwork{nics: []hypervisor.NIC{u.NIC()}, told: u.Guest()}
 	if host {
-		_ = host
+		gn.ports = forward.NewHostPorts(s.guest.Dial, guestAddresses(gn.told), s.log)
+		s.undo.Push("close the guest's ports on the host", hostStep, func(context.Context) error { return gn.ports.Close() })
 	}
 	return gn, nil
 }
@@ -151,4 +153,17 @@ func randomMAC() net.HardwareAddr {
 	rand.Read(mac) //nolint:errcheck // never fails since Go 1.24
 	mac[0] = mac[0]&^1 | 2
 	return mac
+}
+
+// guestAddresses are the guest's own but loopback.
+func guestAddresses(n *agentv1.Network) []netip.Addr {
+	var all []netip.Addr
+	for _, dev := range n.GetInterfaces() {
+		for _, a := range dev.GetAddresses() {
+			if p, err := netip.ParsePrefix(a); err == nil { // the host's own words
+				all = append(all, p.Addr())
+			}
+		}
+	}
+	return all
 }

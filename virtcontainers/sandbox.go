@@ -21,6 +21,7 @@ import (
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/internal/undo"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/forward"
 	"github.com/husk-containers/husk/virtcontainers/guest"
 	"github.com/husk-containers/husk/virtcontainers/record"
 	"github.com/husk-containers/husk/virtcontainers/spec"
@@ -51,6 +52,8 @@ type Options struct {
 	Hostname string
 	Sysctls  map[string]string
 	Network  spec.Network
+	// ResolvConf is the content of such a pod's /etc/resolv.conf; nil: the host's.
+	ResolvConf *string
 	// Pod: containers join the sandbox, whose first one, if it has a spec, only holds
 	// it.
 	Pod        bool
@@ -83,7 +86,8 @@ type Sandbox struct {
 	hostname string
 	sysctls  map[string]string
 	network  spec.Network
-	ports    *struct{} // nil without the host's network
+	files    string             // directory of the files that containers of the pod share; empty: they bring them
+	ports    *forward.HostPorts // nil without the host's network
 
 	guest    *guest.Guest
 	stopOnce sync.Once
@@ -125,6 +129,11 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	}
 	if err := s.prepare(o.Bundle); err != nil {
 		return nil, errors.Join(fmt.Errorf("sandbox %q: %w", o.ID, err), s.undo.Run(ctx))
+	}
+	if o.Spec == nil {
+		if err := s.makeFiles(o.ResolvConf); err != nil {
+			return nil, errors.Join(fmt.Errorf("sandbox %q: %w", o.ID, err), s.undo.Run(ctx))
+		}
 	}
 	s.guest = guest.Boot(ctx, guest.Options{
 		Hypervisor: o.Hypervisor, Prepare: s.machine, OnEvent: s.onEvent,
@@ -201,7 +210,7 @@ func (s *Sandbox) onEvent(e *agentv1.Event) {
 		}
 	}
 	if l := e.GetListen(); l != nil && s.ports != nil {
-		_ = l
+		s.ports.Apply(l)
 	}
 }
 
@@ -277,6 +286,10 @@ func (s *Sandbox) Created() time.Time { return s.created }
 
 // Start waits until the guest is ready, and returns why it is not.
 func (s *Sandbox) Start(ctx context.Context) error { return s.guest.Await(ctx) }
+
+// Leave has the sandbox outlive the bundle of its first container, which is about to
+// be deleted.
+func (s *Sandbox) Leave() error { return s.record.Leave() }
 
 // Done is closed when the VM is gone, of itself or by Stop.
 func (s *Sandbox) Done() <-chan struct{} { return s.guest.Dead() }

@@ -62,7 +62,7 @@ func TestWatch(t *testing.T) {
 	defer f.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestInside$", "-test.v", "-test.count=1")
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestInside$", "-test.v", "-test.count=1", "-test.timeout=4m")
 	cmd.Env = append(os.Environ(), insideCgroup+"="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, UseCgroupFD: true, CgroupFD: int(f.Fd())}
 	out, err := cmd.CombinedOutput()

@@ -44,6 +44,7 @@ const (
 func mov(dst, src uint8) insn {
 	return insn{op: unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_X, regs: dst | src<<4}
 }
+
 func set(dst uint8, v int32) insn {
 	return insn{op: unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K, regs: dst, imm: v}
 }

@@ -32,7 +32,7 @@ func serve(ctx context.Context, d *bootstrap.Daemon, began time.Time) error {
 		return err
 	}
 	service, err := shim.New(ctx, shim.Config{
-		ID: d.ID, Namespace: d.Namespace, Hold: d.Hold, Events: publisher,
+		ID: d.ID, Namespace: d.Namespace, Hold: d.Hold, Events: publisher, Leave: d.Leave,
 		Start: func(ctx context.Context, c shim.SandboxConfig) (*virtcontainers.Sandbox, error) {
 			return newSandbox(ctx, d, &cfg, c, began)
 		},

@@ -37,6 +37,10 @@ func newSandbox(ctx context.Context, d *bootstrap.Daemon, cfg *config.Config, c 
 		o.Began = time.Time{} // the daemon has waited for this
 		o.Pod, o.Hostname, o.Sysctls = true, c.Pod.Hostname, c.Pod.Sysctls
 		o.Network.Path, o.Network.Host = c.NetNS, c.NetNS == ""
+		if c.Pod.DNS != nil {
+			text := c.Pod.DNS.ResolvConf()
+			o.ResolvConf = &text
+		}
 		return virtcontainers.NewSandbox(ctx, o)
 	}
 	place, err := pod.ReadPlace(d.Bundle, d.ID)

@@ -13,11 +13,13 @@ import (
 	"github.com/husk-containers/husk/agent/boot"
 	"github.com/husk-containers/husk/agent/channel"
 	"github.com/husk-containers/husk/agent/container"
+	"github.com/husk-containers/husk/agent/listen"
 	"github.com/husk-containers/husk/agent/network"
 	"github.com/husk-containers/husk/agent/pause"
 	"github.com/husk-containers/husk/agent/reap"
 	"github.com/husk-containers/husk/internal/version"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/protocols/forward"
 	"github.com/husk-containers/husk/protocols/stream"
 )
 
@@ -85,15 +87,21 @@ func run(started time.Duration) error {
 	if err != nil {
 		return err
 	}
+	forwards, err := host.Listen(forward.Port)
+	if err != nil {
+		return err
+	}
 	control, err := host.DialControl(ctx)
 	if err != nil {
 		return err
 	}
 	return agent.New(agent.Options{
-		Version:  version.Get().String(),
-		Started:  started,
-		Runtime:  runtime,
-		Platform: machine{Stack: network.New()},
-		Streams:  streams,
+		Version:   version.Get().String(),
+		Started:   started,
+		Runtime:   runtime,
+		Platform:  machine{Stack: network.New()},
+		Streams:   streams,
+		Forwards:  forwards,
+		Listeners: func() (agent.ListenWatcher, error) { return listen.Open(boot.CgroupRoot) },
 	}).Serve(ctx, control)
 }

@@ -61,6 +61,10 @@ type listener struct {
 // Unlink removes the socket and the record from the file system.
 func (l *listener) Unlink() error { return l.unlink() }
 
+// Leave has the daemon outlive its bundle, which containerd is about to delete: from
+// then on delete takes it for ended in order.
+func (*Daemon) Leave() error { return signOut() }
+
 // daemon is the process that serves; its working directory is the bundle.
 func (p Program) daemon(req request) (err error) {
 	// Writes to a FIFO or socket that its reader has left fail; they must not

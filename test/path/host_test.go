@@ -131,7 +131,7 @@ func newHost(t *testing.T, terminal bool, command []string, change func(*host, *
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	service, err := shim.New(ctx, shim.Config{
-		ID: "c", Namespace: "ns", Events: publisher,
+		ID: "c", Namespace: "ns", Events: publisher, Leave: func() error { return nil },
 		Start: func(context.Context, shim.SandboxConfig) (*virtcontainers.Sandbox, error) { return h.sandbox, nil },
 	})
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 
 const (
 	// maxFlows bounds the TCP flows of a proxy at one time, as the guest does;
-	// more wait in the backlogs of its listeners.
+	// further ones wait.
 	maxFlows = 1024
 	// connectTimeout bounds what the guest takes to connect a flow. Its own
 	// time-out is shorter.
@@ -62,23 +62,24 @@ func newProxy(dial Dial, log *slog.Logger) *proxy {
 // afterwards.
 func (p *proxy) serve(ctx context.Context, ln net.Listener, target func(*net.TCPConn) (forward.Target, error)) {
 	for {
-		select {
-		case p.slots <- struct{}{}:
-		case <-ctx.Done():
+		conn, err := ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		conn, err := ln.Accept()
 		if err != nil {
-			<-p.slots
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
 			p.log.Warn("forward: accept", "address", ln.Addr().String(), "err", err)
 			select {
 			case <-time.After(acceptPause):
 			case <-ctx.Done():
 			}
 			continue
+		}
+		select {
+		case p.slots <- struct{}{}:
+		case <-ctx.Done():
+			forward.Reset(conn)
+			conn.Close()
+			continue // until ln is closed
 		}
 		p.flows.Go(func() {
 			defer func() { <-p.slots }()

@@ -24,9 +24,8 @@ const fileName = "husk.json"
 // spawned but not yet written down by its parent-death signal. Its methods are
 // safe for concurrent use.
 type Record struct {
-	path string
-
 	mu   sync.Mutex
+	path string
 	held held
 }
 
@@ -82,8 +81,27 @@ func (r *Record) write() error {
 	return os.Rename(tmp, r.path)
 }
 
+// Leave moves the record from the bundle, which is about to be deleted, to the
+// sandbox's own directory: that of a shim which dies after its bundle is told of
+// there.
+func (r *Record) Leave() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	bundle := r.path
+	r.path = filepath.Join(r.held.Dir, fileName)
+	if err := r.write(); err != nil {
+		return fmt.Errorf("move the clean-up record: %w", err)
+	}
+	if err := os.Remove(bundle); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("move the clean-up record: %w", err)
+	}
+	return nil
+}
+
 // Remove removes the record, once nothing is held any more.
 func (r *Record) Remove() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if err := os.Remove(r.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -57,6 +57,7 @@ type Plan struct {
 	Notes []string
 
 	shm        *specs.Mount // of Spec, what Shm is of
+	shmBind    int          // of Binds, likewise
 	privateIPC bool
 }
 
@@ -133,24 +134,29 @@ func Transform(sp *specs.Spec, id string, pod bool) (*Plan, error) {
 	if out.Mounts, p.Binds, err = mounts(sp.Mounts, id); err != nil {
 		return nil, err
 	}
-	p.takeShm(out.Mounts, private(specs.IPCNamespace))
+	p.takeShm(out.Mounts, pod, private(specs.IPCNamespace))
 	p.Spec = &out
 	return p, nil
 }
 
-// takeShm takes the last bind at /dev/shm out of Binds: what an engine makes there
-// for a pod goes with the IPC namespace, and that is the guest's.
-func (p *Plan) takeShm(mounts []specs.Mount, privateIPC bool) {
+// takeShm finds what is mounted last at /dev/shm. In a pod that goes with the IPC
+// namespace: a tmpfs there is the sandbox's where the namespace is.
+func (p *Plan) takeShm(mounts []specs.Mount, pod, privateIPC bool) {
 	n := -1
-	for i, m := range mounts {
+	for i := range mounts {
+		m := &mounts[i]
 		if m.Type == "bind" {
 			n++
 		}
-		if m.Destination == shmPath {
-			p.Shm, p.shm, p.privateIPC = nil, nil, privateIPC
-			if m.Type == "bind" {
-				p.Shm, p.shm = &p.Binds[n], &mounts[i]
-			}
+		if path.Clean(m.Destination) != shmPath {
+			continue
+		}
+		p.Shm, p.shm, p.privateIPC = nil, nil, privateIPC
+		switch {
+		case m.Type == "bind":
+			p.Shm, p.shm, p.shmBind = &p.Binds[n], m, n
+		case m.Type == "tmpfs" && pod && !privateIPC:
+			*m = sharedShm(m.Options)
 		}
 	}
 }
@@ -158,20 +164,25 @@ func (p *Plan) takeShm(mounts []specs.Mount, privateIPC bool) {
 // GuestShm has the container use shared memory of the guest at /dev/shm: the
 // sandbox's where it shares the IPC namespace, or else its own of size bytes.
 func (p *Plan) GuestShm(size uint64) {
-	p.Binds = slices.Clone(p.Binds)
-	for i := range p.Binds {
-		if p.Binds[i].Field == p.Shm.Field {
-			p.Binds[i].Unused = true
-		}
-	}
-	if p.privateIPC {
-		*p.shm = specs.Mount{
-			Destination: shmPath, Type: "tmpfs", Source: "shm",
-			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", size)},
-		}
+	p.Binds[p.shmBind].Unused = true
+	if !p.privateIPC {
+		*p.shm = sharedShm(p.shm.Options)
 		return
 	}
-	*p.shm = specs.Mount{Destination: shmPath, Type: "bind", Source: agentv1.SharedShm, Options: append(slices.Clone(p.shm.Options), "nosuid", "noexec", "nodev")}
+	*p.shm = specs.Mount{
+		Destination: shmPath, Type: "tmpfs", Source: "shm",
+		Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", size)},
+	}
+}
+
+// sharedShm is the mount of the sandbox's shared memory, read-only where options
+// say so.
+func sharedShm(options []string) specs.Mount {
+	m := specs.Mount{Destination: shmPath, Type: "bind", Source: agentv1.SharedShm, Options: []string{"rbind", "nosuid", "noexec", "nodev"}}
+	if slices.Contains(options, "ro") {
+		m.Options = append(m.Options, "ro")
+	}
+	return m
 }
 
 // TransformProcess does for one process what Transform does for a spec; field

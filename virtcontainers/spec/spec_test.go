@@ -232,7 +232,7 @@ func TestTransformJoinsAPodsNamespaces(t *testing.T) {
 			namespaces: paths,
 			want:       []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: "/run/husk/ns/pid"}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}},
 			guest:      map[string]string{"net.core.somaxconn": "1", "kernel.shmmax": "2"},
-			shm:        specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/husk/shm", Options: []string{"rbind", "ro", "nosuid", "noexec", "nodev"}},
+			shm:        specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/husk/shm", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}},
 		},
 		"all private": {
 			namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace}},
@@ -246,7 +246,7 @@ func TestTransformJoinsAPodsNamespaces(t *testing.T) {
 			want:       []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.UTSNamespace}, {Type: specs.CgroupNamespace}},
 			hostname:   "demo",
 			guest:      map[string]string{"net.core.somaxconn": "1", "kernel.shmmax": "2"},
-			shm:        specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/husk/shm", Options: []string{"rbind", "ro", "nosuid", "noexec", "nodev"}},
+			shm:        specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/husk/shm", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -299,6 +299,30 @@ func TestNetworkOfASpec(t *testing.T) {
 		network, sysctls, err := Pod(sp)
 		if err != nil || network != tt.want || !maps.Equal(sysctls, sp.Linux.Sysctl) {
 			t.Errorf("%s, of a pod: %+v, %v, %v; want %+v and all sysctls", name, network, sysctls, err, tt.want)
+		}
+	}
+}
+
+func TestATmpfsAtDevShmIsThePodsWhereItsIPCIs(t *testing.T) {
+	tmpfs := specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "size=65536k"}}
+	shared := specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/run/husk/shm", Options: []string{"rbind", "nosuid", "noexec", "nodev"}}
+	join := specs.LinuxNamespace{Type: specs.IPCNamespace, Path: "/proc/1/ns/ipc"}
+	own := specs.LinuxNamespace{Type: specs.IPCNamespace}
+	for name, tt := range map[string]struct {
+		pod  bool
+		ipc  specs.LinuxNamespace
+		want specs.Mount
+	}{
+		"a pod's":       {true, join, shared},
+		"its own":       {true, own, tmpfs},
+		"of one, alone": {false, own, tmpfs},
+	} {
+		sp := base()
+		sp.Linux.Namespaces = []specs.LinuxNamespace{tt.ipc}
+		sp.Mounts = []specs.Mount{tmpfs}
+		p, err := Transform(sp, "c1", tt.pod)
+		if err != nil || !reflect.DeepEqual(p.Spec.Mounts[0], tt.want) || p.Shm != nil {
+			t.Errorf("%s: %+v, %v, %v; want %+v", name, p.Spec.Mounts, p.Shm, err, tt.want)
 		}
 	}
 }
