@@ -127,10 +127,11 @@ func (e *env) close() {
 	if err := e.removeAll(); err != nil {
 		e.Errorf("remove pods: %v", err)
 	}
-	for _, id := range e.ids {
+	for _, id := range e.ids { // the library's own loopback network is named for them alone
 		paths, _ := filepath.Glob("/var/lib/cni/*/*" + id + "*") // the pattern is well-formed
 		for _, path := range paths {
 			e.Errorf("leftover file: %s", path)
+			os.Remove(path) // it is outside all that is removed as a whole
 		}
 	}
 	for _, link := range e.podLinks() {

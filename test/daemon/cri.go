@@ -110,11 +110,17 @@ func (d *Daemon) podFiles() []string {
 	}
 	// Addresses are files named like them, whose name holds a dot or a colon.
 	list = append(list, d.glob("addresses/*/*[0-9a-f][.:]*")...)
-	results, err := filepath.Glob(filepath.Join(cniResults, d.Token+"*"))
+	return append(list, d.results()...)
+}
+
+// results lists what CNI's library keeps of this daemon's networks, outside its
+// directory.
+func (d *Daemon) results() []string {
+	paths, err := filepath.Glob(filepath.Join(cniResults, d.Token+"*"))
 	if err != nil {
 		panic(err) // the pattern is well-formed
 	}
-	return append(list, results...)
+	return paths
 }
 
 func (d *Daemon) glob(pattern string) []string {

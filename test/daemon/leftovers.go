@@ -68,6 +68,9 @@ func (d *Daemon) abandon() error {
 	for i := len(cgroups) - 1; i >= 0; i-- { // children first
 		err = errors.Join(err, os.Remove(cgroups[i]))
 	}
+	for _, path := range d.results() {
+		err = errors.Join(err, os.Remove(path))
+	}
 	return errors.Join(err, os.RemoveAll(d.Dir))
 }
 
