@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 
+	"github.com/husk-containers/husk/shim/callers"
 	huskevents "github.com/husk-containers/husk/shim/events"
 	"github.com/husk-containers/husk/shim/pod"
 	"github.com/husk-containers/husk/virtcontainers"
@@ -120,8 +121,8 @@ func newService(ctx context.Context, cfg Config, start starter, events publisher
 // sandbox has been stopped and the events have been delivered.
 func (s *Service) Serve(ctx context.Context, l net.Listener, ready func() error) (err error) {
 	defer func() { err = errors.Join(err, s.stop()) }()
-	callers := &clients{admit: ttrpc.UnixSocketRequireSameUser()}
-	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(callers))
+	clients := &callers.Callers{Admit: ttrpc.UnixSocketRequireSameUser()}
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(clients))
 	if err != nil {
 		return fmt.Errorf("serve containerd: %w", err)
 	}
@@ -143,7 +144,7 @@ func (s *Service) Serve(ctx context.Context, l net.Listener, ready func() error)
 		slog.Info("shim is told to end: stopping the sandbox")
 	case <-s.shutdown:
 		wctx, cancel := context.WithTimeout(ctx, replyTimeout)
-		callers.wait(wctx)
+		clients.Wait(wctx)
 		cancel()
 	}
 	// A Shutdown has stopped everything before it was answered.

@@ -21,11 +21,11 @@ import (
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/internal/undo"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
-	"github.com/husk-containers/husk/virtcontainers/forward"
 	"github.com/husk-containers/husk/virtcontainers/guest"
 	"github.com/husk-containers/husk/virtcontainers/record"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
+	"github.com/husk-containers/husk/virtcontainers/uplink"
 )
 
 const (
@@ -86,8 +86,8 @@ type Sandbox struct {
 	hostname string
 	sysctls  map[string]string
 	network  spec.Network
-	files    string             // directory of the files that containers of the pod share; empty: they bring them
-	ports    *forward.HostPorts // nil without the host's network
+	files    string // directory of the files that containers of the pod share; empty: they bring them
+	uplink   *uplink.Uplink
 
 	guest    *guest.Guest
 	stopOnce sync.Once
@@ -146,22 +146,24 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 
 // machine makes the sandbox's network, and returns what its VM is made of and what
 // its agent is told.
-func (s *Sandbox) machine(ctx context.Context) (hypervisor.Config, func() *agentv1.ConfigureRequest, error) {
-	gn, err := s.connect(ctx)
+func (s *Sandbox) machine(ctx context.Context, g *guest.Guest) (hypervisor.Config, func() *agentv1.ConfigureRequest, error) {
+	up, err := uplink.Open(ctx, uplink.Options{
+		Network: s.network, Config: s.config.Network, Queues: s.config.Hypervisor.DefaultVCPUs,
+		Guest: g, Started: s.started, Log: s.log,
+	})
 	if err != nil {
 		return hypervisor.Config{}, nil, err
 	}
-	s.ports = gn.ports // before the guest's first event
+	s.uplink = up // before the guest's first event
+	s.undo.Push("close the network", hostStep, up.Close)
+	s.spawn(func() { up.Run(s.watchCtx) })
 	devices := []hypervisor.Device{hypervisor.Share{Tag: shareTag, Dir: s.shareDir()}}
-	for _, nic := range gn.nics {
+	for _, nic := range up.NICs() {
 		devices = append(devices, nic)
-	}
-	if gn.given != nil {
-		s.spawn(func() { s.followNetwork(gn.given) })
 	}
 	configure := func() *agentv1.ConfigureRequest {
 		req := s.configuration()
-		req.Network, req.ReportListeners = gn.told, gn.ports != nil
+		req.Network, req.ReportListeners = up.Guest(), up.WantsListeners()
 		return req
 	}
 	return hypervisor.Config{
@@ -173,9 +175,12 @@ func (s *Sandbox) machine(ctx context.Context) (hypervisor.Config, func() *agent
 		Initrd:       s.config.Guest.Initrd,
 		KernelParams: "husk.log=" + string(s.config.Guest.LogLevel) + " " + s.config.Guest.KernelParams,
 		Devices:      devices,
-		Started:      func(p hypervisor.Process) error { return s.record.Add(p.Name, p.PID) },
+		Started:      s.started,
 	}, configure, nil
 }
+
+// started has a process on record.
+func (s *Sandbox) started(p hypervisor.Process) error { return s.record.Add(p.Name, p.PID) }
 
 func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
 	entropy := make([]byte, entropyBytes)
@@ -209,8 +214,8 @@ func (s *Sandbox) onEvent(e *agentv1.Event) {
 		default: // a burst says no more than its first
 		}
 	}
-	if l := e.GetListen(); l != nil && s.ports != nil {
-		s.ports.Apply(l)
+	if l := e.GetListen(); l != nil {
+		s.uplink.Listen(l)
 	}
 }
 

@@ -56,7 +56,7 @@ func (g *Guest) bringUp(ctx context.Context, ph *phases) error {
 	timeout := g.opts.BootTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the guest's agent did not answer within boot_timeout (%s)", timeout))
 	defer cancel()
-	cfg, configuration, err := g.opts.Prepare(ctx)
+	cfg, configuration, err := g.opts.Prepare(ctx, g)
 	if err != nil {
 		return err
 	}

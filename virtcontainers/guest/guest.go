@@ -24,7 +24,7 @@ type Options struct {
 	// Prepare makes what the VM needs on the host, and returns the VM's
 	// configuration and, once its time has come, the agent's. Its context ends with
 	// the boot's deadline.
-	Prepare func(ctx context.Context) (hypervisor.Config, func() *agentv1.ConfigureRequest, error)
+	Prepare func(ctx context.Context, g *Guest) (hypervisor.Config, func() *agentv1.ConfigureRequest, error)
 	// OnEvent is called for each valid event of the guest, one at a time; it does
 	// not block.
 	OnEvent func(*agentv1.Event)

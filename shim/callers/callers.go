@@ -1,4 +1,6 @@
-package shim
+// Package callers counts the connections to a ttrpc server, so that the server can let
+// its clients leave first.
+package callers
 
 import (
 	"context"
@@ -8,15 +10,16 @@ import (
 	"github.com/containerd/ttrpc"
 )
 
-// clients are the connections that a server has. As its handshake it admits whom
-// another one does, and counts them.
+// Callers are the connections that a server has: as its handshake they admit whom
+// another one does, and are counted.
 //
 // ttrpc's client may hear of the end of its connection before it hears the answer
 // that came before, and a shim that ends at once may not even have sent that. To
 // containerd a ShutdownSandbox without an answer has failed. So the shim lets its
 // clients leave first.
-type clients struct {
-	admit ttrpc.Handshaker
+type Callers struct {
+	// Admit is the other handshake.
+	Admit ttrpc.Handshaker
 
 	mu   sync.Mutex
 	open int
@@ -25,8 +28,8 @@ type clients struct {
 }
 
 // Handshake implements ttrpc.Handshaker.
-func (c *clients) Handshake(ctx context.Context, conn net.Conn) (net.Conn, any, error) {
-	conn, credentials, err := c.admit.Handshake(ctx, conn)
+func (c *Callers) Handshake(ctx context.Context, conn net.Conn) (net.Conn, any, error) {
+	conn, credentials, err := c.Admit.Handshake(ctx, conn)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -36,7 +39,7 @@ func (c *clients) Handshake(ctx context.Context, conn net.Conn) (net.Conn, any, 
 	return &client{Conn: conn, leave: sync.OnceFunc(c.leave)}, credentials, nil
 }
 
-func (c *clients) leave() {
+func (c *Callers) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.open--
@@ -46,8 +49,8 @@ func (c *clients) leave() {
 	}
 }
 
-// wait returns when no connection is open, or ctx ends.
-func (c *clients) wait(ctx context.Context) {
+// Wait returns when no connection is open, or ctx ends.
+func (c *Callers) Wait(ctx context.Context) {
 	c.mu.Lock()
 	if c.open > 0 && c.none == nil {
 		c.none = make(chan struct{})
