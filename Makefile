@@ -78,6 +78,10 @@ unit: ## run the tests that need neither root nor QEMU
 e2e: deps build guest containerd-2.4 ## run the end-to-end tests on both containerds
 	@$(SUITE) e2e cri
 
+.PHONY: smoke
+smoke: deps build guest containerd-2.4 ## run the unit tests and the main end-to-end tests, in less than ten minutes
+	@$(SUITE) unit smoke
+
 .PHONY: rig
 rig: deps build guest ## run the end-to-end tests, or CMD, in a host in a box with KVM and vhost-vsock
 ifdef CMD

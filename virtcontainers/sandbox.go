@@ -54,6 +54,7 @@ type Options struct {
 	Network  spec.Network
 	// ResolvConf is the content of such a pod's /etc/resolv.conf; nil: the host's.
 	ResolvConf *string
+	shmBytes   uint64 // of a pod's shared memory, as its first container has it
 	// Pod: containers join the sandbox, whose first one, if it has a spec, only holds
 	// it.
 	Pod        bool
@@ -86,6 +87,7 @@ type Sandbox struct {
 	hostname string
 	sysctls  map[string]string
 	network  spec.Network
+	shmBytes uint64 // of /dev/shm, where containers share it; 0: the agent's default
 	files    string // directory of the files that containers of the pod share; empty: they bring them
 	uplink   *uplink.Uplink
 
@@ -124,7 +126,7 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Sandbox{
 		id: o.ID, dir: dir, config: o.Config, log: o.Log, clone: o.Clone,
-		pod: o.Pod, hostname: hostname(o.Hostname), sysctls: o.Sysctls, network: o.Network, created: time.Now(),
+		pod: o.Pod, hostname: hostname(o.Hostname), sysctls: o.Sysctls, shmBytes: o.shmBytes, network: o.Network, created: time.Now(),
 		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), containers: map[string]*Container{},
 	}
 	if err := s.prepare(o.Bundle); err != nil {
@@ -190,6 +192,7 @@ func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
 		Hostname:  s.hostname,
 		ClockNs:   time.Now().UnixNano(),
 		Entropy:   entropy,
+		ShmBytes:  s.shmBytes,
 		Storages: []*agentv1.Storage{{
 			Kind: agentv1.Storage_KIND_VIRTIOFS, Source: shareTag, Target: spec.GuestShare,
 		}},
@@ -226,11 +229,20 @@ func (o *Options) readSpec() error {
 	case o.Spec == nil:
 		return nil
 	case o.Pod:
-		network, sysctls, err := spec.Pod(o.Spec)
+		plan, err := spec.Pod(o.Spec)
 		if err != nil {
 			return err
 		}
-		o.Network, o.Sysctls = network, sysctls
+		o.Network, o.Sysctls = plan.Network, plan.Sysctls
+		if plan.Shm != nil {
+			size, tmpfs, err := storage.Tmpfs(*plan.Shm, o.Bundle, o.Clone)
+			if err != nil {
+				return err
+			}
+			if tmpfs {
+				o.shmBytes = size
+			}
+		}
 	default:
 		plan, err := spec.Transform(o.Spec, o.ID, false)
 		if err != nil {

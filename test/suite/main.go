@@ -78,6 +78,7 @@ var parts = []part{
 	{"unit", "every package, with the race detector; no root, no QEMU", runUnit},
 	{"e2e", "containers in VMs, by Debian's containerd and containerd 2.4", runE2E},
 	{"cri", "pods in VMs, by a CRI client, on both", runCRI},
+	{"smoke", "the main of e2e and cri, on containerd 2.4, in a few minutes", runSmoke},
 	{"rig", "e2e on KVM and vhost-vsock, in a host in a box", runRig},
 }
 
@@ -113,6 +114,20 @@ func runCRI(r *report) error {
 	}
 	return stream(r, exec.Command("go", "test", "-C", "test/cri", "-json", "-count=1", "-timeout", "50m", "-parallel", "2",
 		".", "-containerd=1.6,2.4", "-handler=husk,husk-shim"))
+}
+
+// runSmoke is for in between: what a change to any part of the path breaks first.
+func runSmoke(r *report) error {
+	if os.Geteuid() != 0 {
+		r.omit("needs root")
+		return nil
+	}
+	return errors.Join(
+		stream(r, exec.Command("go", "test", "-json", "-count=1", "-timeout", "10m", "-parallel", "2", e2ePackage, "-containerd=2.4",
+			"-run", "^(TestRunPrintsToBothStreams|TestExitCode|TestStdinReachesTheContainerAndEnds|TestExec|TestTTY|TestKillAll|TestShimKilled|TestHelperKilledWhileRunning|TestHostsNetwork)$")),
+		stream(r, exec.Command("go", "test", "-C", "test/cri", "-json", "-count=1", "-timeout", "10m", "-parallel", "2", ".", "-containerd=2.4", "-handler=husk,husk-shim",
+			"-run", "^(TestPodOfTwoContainersIsJoinedAndRemoved|TestPodsReachEachOther|TestPortForward|TestPodOfTheHostsNetwork|TestPIDNamespaceOfThePodIsShared|TestExecProbes|TestMemberThatCannotStartLeavesThePodRunning|TestDNSAndHostname)$")),
+	)
 }
 
 // rigTests are run in the rig, where a start is several times slower: what needs

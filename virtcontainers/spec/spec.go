@@ -84,13 +84,21 @@ type Bind struct {
 }
 
 // Pod returns what the spec of a pod's sandbox container, which runs nothing in the
-// guest, says of the guest as a whole. Its error is that of Transform.
-func Pod(sp *specs.Spec) (network Network, sysctls map[string]string, err error) {
+// guest, says of the guest as a whole: its Network, Sysctls and Shm. Its error is that
+// of Transform.
+func Pod(sp *specs.Spec) (*Plan, error) {
 	if err := check(sp, true); err != nil {
-		return Network{}, nil, err
+		return nil, err
 	}
-	_, network, _ = namespaces(sp.Linux.Namespaces)
-	return network, sp.Linux.Sysctl, nil
+	p := &Plan{Sysctls: sp.Linux.Sysctl}
+	_, p.Network, _ = namespaces(sp.Linux.Namespaces)
+	mounts, binds, err := mounts(sp.Mounts, "")
+	if err != nil {
+		return nil, err
+	}
+	p.Binds = binds
+	p.takeShm(mounts, true, true)
+	return p, nil
 }
 
 func check(sp *specs.Spec, pod bool) error {

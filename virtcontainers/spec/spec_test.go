@@ -296,9 +296,10 @@ func TestNetworkOfASpec(t *testing.T) {
 		if err != nil || p.Network != tt.want {
 			t.Errorf("%s: %+v, %v; want %+v", name, p.Network, err, tt.want)
 		}
-		network, sysctls, err := Pod(sp)
-		if err != nil || network != tt.want || !maps.Equal(sysctls, sp.Linux.Sysctl) {
-			t.Errorf("%s, of a pod: %+v, %v, %v; want %+v and all sysctls", name, network, sysctls, err, tt.want)
+		sp.Mounts = append(sp.Mounts, specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/pods/shm"})
+		pod, err := Pod(sp)
+		if err != nil || pod.Network != tt.want || !maps.Equal(pod.Sysctls, sp.Linux.Sysctl) || pod.Shm == nil || pod.Shm.Source != "/pods/shm" {
+			t.Errorf("%s, of a pod: %+v, %v; want %+v, all sysctls, and the shared memory", name, pod, err, tt.want)
 		}
 	}
 }

@@ -153,7 +153,15 @@ func (s *Share) Bind(n int, b spec.Bind) error {
 
 // Tmpfs tells whether a host path is on a tmpfs, and how many bytes that may hold.
 func (s *Share) Tmpfs(b spec.Bind) (size uint64, yes bool, err error) {
-	tree, err := s.source(&b)
+	return Tmpfs(b, s.bundle, s.clone)
+}
+
+// Tmpfs does what Share's does, for a sandbox that has no share yet; see New.
+func Tmpfs(b spec.Bind, bundle string, clone Clone) (size uint64, yes bool, err error) {
+	if clone == nil {
+		clone = cloneHere
+	}
+	tree, err := (&Share{bundle: bundle, clone: clone}).source(&b)
 	if err != nil {
 		return 0, false, err
 	}
