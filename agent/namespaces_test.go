@@ -13,11 +13,16 @@ import (
 
 func TestNamespacePaths(t *testing.T) {
 	g := newGuest(t)
+	g.start("target", g.open(false, true), "sleep", "1000")
 	for _, tc := range []struct {
 		ns specs.LinuxNamespace
 		ok bool
 	}{
 		{specs.LinuxNamespace{Type: specs.PIDNamespace, Path: agentv1.SharedPID}, true},
+		{specs.LinuxNamespace{Type: specs.PIDNamespace, Path: agentv1.ContainerPID("target")}, true},
+		{specs.LinuxNamespace{Type: specs.PIDNamespace, Path: agentv1.ContainerPID("..")}, false},
+		{specs.LinuxNamespace{Type: specs.PIDNamespace, Path: agentv1.ContainerPID("target") + "/"}, false},
+		{specs.LinuxNamespace{Type: specs.IPCNamespace, Path: agentv1.ContainerPID("target")}, false},
 		{specs.LinuxNamespace{Type: specs.PIDNamespace, Path: "/proc/1/ns/pid"}, false},
 		{specs.LinuxNamespace{Type: specs.PIDNamespace, Path: agentv1.SharedPID + "/"}, false},
 		{specs.LinuxNamespace{Type: specs.IPCNamespace, Path: agentv1.SharedPID}, false},
@@ -37,6 +42,23 @@ func TestNamespacePaths(t *testing.T) {
 	}
 }
 
+func TestNoContainerJoinsOneThatHasEnded(t *testing.T) {
+	g := newGuest(t)
+	g.start("target", g.open(false, true), "true")
+	g.wait("target", "")
+	for _, id := range []string{"target", "c", "nosuch"} { // an ended one, itself, none
+		g.namespaces = []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: agentv1.ContainerPID(id)}}
+		err := g.create("c", g.open(false, false), "true")
+		if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), fmt.Sprintf("PID namespace of container %q", id)) {
+			t.Errorf("the PID namespace of %s: %v", id, err)
+		}
+	}
+	g.namespaces = nil
+	if err := g.create("c", g.open(false, false), "true"); err != nil { // nothing of it was left
+		t.Error(err)
+	}
+}
+
 // TestContainerEndsWithItsFirstProcess holds that what is left of a container
 // without a PID namespace of its own is killed. Of one that has one the kernel
 // has killed all, though not in this package's runtime.
@@ -47,12 +69,13 @@ func TestContainerEndsWithItsFirstProcess(t *testing.T) {
 	}{
 		"own":    {[]specs.LinuxNamespace{{Type: specs.PIDNamespace}}, false},
 		"shared": {[]specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: agentv1.SharedPID}}, true},
+		"target": {[]specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: agentv1.ContainerPID("sibling")}}, true},
 		"guest":  {nil, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGuest(t)
-			g.namespaces = tc.namespaces
 			g.start("sibling", g.open(false, true), "sleep", "1000")
+			g.namespaces = tc.namespaces
 			s := g.open(false, false)
 			g.start("c", s, "sh", "-c", "sleep 1000 & read a; exit 3")
 			if err := g.exec("c", "e", g.open(false, true), "sleep", "1000"); err != nil {

@@ -47,8 +47,10 @@ func decodeSpec(id string, data []byte, terminal bool) (*specs.Spec, error) {
 		return nil, invalid("linux.cgroupsPath is not %q", cgroupParent+id)
 	}
 	for _, ns := range spec.Linux.Namespaces {
-		if ns.Path != "" && (ns.Type != specs.PIDNamespace || ns.Path != agentv1.SharedPID) {
-			return nil, invalid("linux.namespaces: %s has the path %q, and only pid may have one, %s", ns.Type, ns.Path, agentv1.SharedPID)
+		_, ofContainer := agentv1.ContainerOfPID(ns.Path)
+		if ns.Path != "" && (ns.Type != specs.PIDNamespace || ns.Path != agentv1.SharedPID && !ofContainer) {
+			return nil, invalid("linux.namespaces: %s has the path %q, and only pid may have one, %s or %s",
+				ns.Type, ns.Path, agentv1.SharedPID, agentv1.ContainerPID("<container>"))
 		}
 	}
 	if spec.Process == nil {

@@ -63,6 +63,7 @@ type Container struct {
 	execs   map[string]*Process
 	deleted bool
 	noted   map[string]bool // notes of the spec that have been logged
+	ownPID  bool            // it is in the guest, with a PID namespace of its own
 }
 
 // ProcessInfo is one process of a container.
@@ -162,6 +163,9 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.ownPID = plan.OwnPID
+	c.mu.Unlock()
 	s.watch(c.init)
 	c.created = time.Since(booted)
 	s.log.Debug("container created", "container", c.id, "host", ms(prepared.Sub(began)), "wait", ms(booted.Sub(prepared)))
@@ -175,7 +179,11 @@ func (c *Container) plan() (*spec.Plan, error) {
 		return nil, err
 	}
 	c.sandbox.addFiles(sp)
-	return spec.Transform(sp, c.id, c.sandbox.pod)
+	plan, err := spec.Transform(sp, c.id, c.sandbox.pod)
+	if err != nil {
+		return nil, err
+	}
+	return plan, plan.JoinPID(c.sandbox.ownPIDs())
 }
 
 // hold makes a container that runs nothing, and lives until it is killed or the VM

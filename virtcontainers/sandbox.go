@@ -336,6 +336,21 @@ func (s *Sandbox) Container(id string) (*Container, error) {
 	return nil, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
 }
 
+// ownPIDs lists the containers that live in PID namespaces of their own, in order of
+// their ids.
+func (s *Sandbox) ownPIDs() []string {
+	var ids []string
+	for _, c := range s.Containers() {
+		c.mu.Lock()
+		own := c.ownPID
+		c.mu.Unlock()
+		if state := c.init.State(); own && (state == Created || state == Running) {
+			ids = append(ids, c.id)
+		}
+	}
+	return ids
+}
+
 // reserve takes the id of a container that is being created; Stop waits for the
 // s.work.Done that follows.
 func (s *Sandbox) reserve(c *Container) error {

@@ -68,6 +68,9 @@ func (r *Runtime) Create(_ context.Context, id string, spec *specs.Spec, _ []str
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 		return fail(fmt.Errorf("root file system %q: no such directory in the guest: %w", spec.Root.Path, errdefs.ErrNotFound))
 	}
+	if target, err := r.target(spec); err != nil {
+		return fail(fmt.Errorf("PID namespace of container %q: %w", target, err))
+	}
 	gateR, gateW, err := os.Pipe()
 	if err != nil {
 		return fail(err)
@@ -85,6 +88,28 @@ func (r *Runtime) Create(_ context.Context, id string, spec *specs.Spec, _ []str
 		return fail(err)
 	}
 	return p, nil
+}
+
+// target is the container whose PID namespace the spec names, empty for none;
+// NotFound where its first process has ended.
+func (r *Runtime) target(spec *specs.Spec) (string, error) {
+	for _, ns := range spec.Linux.Namespaces {
+		id, ok := agentv1.ContainerOfPID(ns.Path)
+		if !ok {
+			continue
+		}
+		c, err := r.get(id)
+		if err != nil {
+			return id, err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if len(c.processes) == 0 || c.processes[0].Signal(0) != nil {
+			return id, fmt.Errorf("the container has ended: %w", errdefs.ErrNotFound)
+		}
+		return id, nil
+	}
+	return "", nil
 }
 
 func (r *Runtime) add(id string, c *hostContainer) bool {

@@ -17,7 +17,9 @@ import (
 type Runtime interface {
 	// Create makes a container whose process waits for Start. On error nothing
 	// of it is left. AlreadyExists where the id is in use. fileSystems are the
-	// directories at which the host's file systems for it appear.
+	// directories at which the host's file systems for it appear. NotFound where
+	// the spec names the PID namespace of a container (agentv1.ContainerPID) that
+	// has ended.
 	Create(ctx context.Context, id string, spec *specs.Spec, fileSystems []string, stdio Stdio) (*Process, error)
 	// Start lets the process of a created container run.
 	Start(ctx context.Context, id string) error

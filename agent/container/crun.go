@@ -35,8 +35,9 @@ type Crun struct {
 	table *reap.Table
 	oom   *oomWatch
 
-	mu   sync.Mutex
-	held map[string]fileSystems // by container
+	mu    sync.Mutex
+	held  map[string]fileSystems   // by container
+	inits map[string]*reap.Process // by container, its first process
 }
 
 // CrunConfig says where things are. Every path is absolute.
@@ -50,7 +51,8 @@ type CrunConfig struct {
 	// subdirectories of the containers' names are the containers' cgroups.
 	Cgroup string
 	// SharedPID is the PID namespace that containers whose spec names its path
-	// share. Nil: there is none.
+	// share. Nil: there is none. Besides it a spec may name another container's, by
+	// agentv1.ContainerPID.
 	SharedPID *pause.Namespace
 }
 
@@ -67,7 +69,7 @@ func NewCrun(cfg CrunConfig, table *reap.Table) (*Crun, error) {
 		return nil, fmt.Errorf("set up %s: %w", cfg.Command, err)
 	}
 	runc.Monitor = table.Monitor()
-	return &Crun{cfg: cfg, table: table, oom: oom, held: make(map[string]fileSystems)}, nil
+	return &Crun{cfg: cfg, table: table, oom: oom, held: make(map[string]fileSystems), inits: make(map[string]*reap.Process)}, nil
 }
 
 func (c *Crun) bundle(id string) string { return filepath.Join(c.cfg.Dir, "containers", id) }
@@ -114,9 +116,11 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 		return nil, fmt.Errorf("root file system %q: no such directory in the guest: check the snapshot and the share it comes by: %w",
 			spec.Root.Path, errdefs.ErrNotFound)
 	}
-	if err := c.makeSharedPID(ctx, spec); err != nil {
+	joined, err := c.joinPID(ctx, spec)
+	if err != nil {
 		return nil, err
 	}
+	defer joined.close()
 	config, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
@@ -132,24 +136,13 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 		return c.command(l.log).Create(ctx, id, dir, opts)
 	})
 	if err != nil {
-		return nil, err
+		return nil, joined.explain(err)
 	}
+	c.mu.Lock()
+	c.inits[id] = p.Process
+	c.mu.Unlock()
 	c.oom.add(id, c.cgroup(id))
 	return p, nil
-}
-
-// makeSharedPID makes the PID namespace that the spec names, if it does.
-func (c *Crun) makeSharedPID(ctx context.Context, spec *specs.Spec) error {
-	for _, ns := range spec.Linux.Namespaces {
-		if ns.Type != specs.PIDNamespace || ns.Path == "" {
-			continue
-		}
-		if c.cfg.SharedPID == nil || ns.Path != c.cfg.SharedPID.Path() {
-			return fmt.Errorf("PID namespace %q: there is none: %w", ns.Path, errdefs.ErrInvalidArgument)
-		}
-		return c.cfg.SharedPID.Make(ctx)
-	}
-	return nil
 }
 
 // Start implements Runtime.
@@ -276,6 +269,7 @@ func (c *Crun) Delete(ctx context.Context, id string) error {
 	c.mu.Lock()
 	held := c.held[id]
 	delete(c.held, id)
+	delete(c.inits, id)
 	c.mu.Unlock()
 	errs = append(errs, cg.remove(), held.release(), os.RemoveAll(c.bundle(id)))
 	if err := errors.Join(errs...); err != nil {

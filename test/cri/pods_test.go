@@ -127,6 +127,13 @@ func namespaces(pid runtime.NamespaceMode) func(*runtime.PodSandboxConfig) {
 	return func(c *runtime.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.Pid = pid }
 }
 
+// target has a container join another's PID namespace.
+func target(c *container) func(*runtime.ContainerConfig) {
+	return func(config *runtime.ContainerConfig) {
+		config.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_TARGET, TargetId: c.id}
+	}
+}
+
 func TestPIDNamespaceOfThePodIsShared(t *testing.T) {
 	each(t, setup{}, func(e *env) {
 		p := e.run("shared", namespaces(runtime.NamespaceMode_POD))
@@ -175,10 +182,41 @@ func TestPIDNamespaceOfATargetIsJoined(t *testing.T) {
 	each(t, setup{}, func(e *env) {
 		p := e.run("target", namespaces(runtime.NamespaceMode_CONTAINER))
 		a := p.start("a", "exec sleep 4711")
-		b := p.start("debugger", idle, func(c *runtime.ContainerConfig) {
-			c.Linux.SecurityContext.NamespaceOptions = &runtime.NamespaceOption{Pid: runtime.NamespaceMode_TARGET, TargetId: a.id}
-		})
+		b := p.start("debugger", idle, target(a))
 		b.want("tr '\\0' ' ' < /proc/1/cmdline", "sleep 4711")
+		// One may go without the other, but not the other way round.
+		c := p.start("debugger2", idle, target(a))
+		c.stop()
+		c.remove()
+		a.running()
+		b.running()
+		a.stop()
+		if s := b.exited(); s.ExitCode != 137 {
+			e.Errorf("exit code %d, want that of a process killed with its PID namespace", s.ExitCode)
+		}
+	})
+}
+
+// TestATargetThatCannotBeToldIsRefused is where husk knows less than runc: the
+// namespace's path is the same for all containers of a pod.
+func TestATargetThatCannotBeToldIsRefused(t *testing.T) {
+	each(t, setup{husk: true}, func(e *env) {
+		p := e.run("which", namespaces(runtime.NamespaceMode_CONTAINER))
+		a, b := p.start("a", "exec sleep 4711"), p.start("b", "exec sleep 4712")
+		c, err := p.tryStart("debugger", idle, target(a))
+		for _, part := range []string{"linux.namespaces (pid).path", a.id, b.id, "shareProcessNamespace"} {
+			if err == nil || !strings.Contains(err.Error(), part) {
+				e.Errorf("start of a container whose target is one of two: %v, want a refusal that says %q", err, part)
+			}
+		}
+		if c != nil {
+			c.remove()
+		}
+		plain := p.start("plain", idle) // without a target it may be had
+		plain.stop()
+		plain.remove()
+		b.stop()
+		p.start("debugger", idle, target(a)).want("tr '\\0' ' ' < /proc/1/cmdline", "sleep 4711")
 	})
 }
 

@@ -47,6 +47,8 @@ type Plan struct {
 	Sysctls map[string]string
 	// Network is which network the spec asks for.
 	Network Network
+	// OwnPID: the container gets a PID namespace of its own.
+	OwnPID bool
 	// Shm is the bind mount at /dev/shm, nil where there is none. Which file system it
 	// is of decides what becomes of it: where it is shared memory, GuestShm is called
 	// before Spec and Binds are used.
@@ -142,6 +144,7 @@ func Transform(sp *specs.Spec, id string, pod bool) (*Plan, error) {
 	if out.Mounts, p.Binds, err = mounts(sp.Mounts, id); err != nil {
 		return nil, err
 	}
+	p.OwnPID = private(specs.PIDNamespace)
 	p.takeShm(out.Mounts, pod, private(specs.IPCNamespace))
 	p.Spec = &out
 	return p, nil

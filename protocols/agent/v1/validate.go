@@ -24,6 +24,8 @@ const (
 	// one that containers share. The agent makes it with the first of them. The
 	// shared IPC and UTS namespaces are the guest's own: a spec names none.
 	SharedPID = GuestDir + "/ns/pid"
+	// containerPID is the directory of ContainerPID's paths.
+	containerPID = GuestDir + "/ns/pid-of"
 	// SharedShm is the guest directory that is the /dev/shm of containers which
 	// share the IPC namespace: they bind it. It is there from Configure on.
 	SharedShm = GuestDir + "/shm"
@@ -68,6 +70,18 @@ func validID(field, id string) error {
 		}
 	}
 	return nil
+}
+
+// ContainerPID is the guest path that a spec gives to its PID namespace for that of
+// the container of that id. There is no file: the agent finds the namespace when it
+// makes the container.
+func ContainerPID(id string) string { return containerPID + "/" + id }
+
+// ContainerOfPID returns the id that ContainerPID has made path of; ok is false
+// where it has not.
+func ContainerOfPID(path string) (id string, ok bool) {
+	id, ok = strings.CutPrefix(path, containerPID+"/")
+	return id, ok && validID("container", id) == nil
 }
 
 func validOptionalID(field, id string) error {

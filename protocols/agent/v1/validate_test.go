@@ -176,3 +176,19 @@ func FuzzMessages(f *testing.F) {
 		}
 	})
 }
+
+func TestContainerPIDIsAPathOfAnID(t *testing.T) {
+	for _, id := range []string{"c1", "a.b_c-d", strings.Repeat("x", 128)} {
+		if got, ok := ContainerOfPID(ContainerPID(id)); got != id || !ok {
+			t.Errorf("id %q has become %q, %t", id, got, ok)
+		}
+	}
+	for _, path := range []string{
+		"", SharedPID, ContainerPID(""), ContainerPID(".."), ContainerPID("a/b"), ContainerPID("a/"),
+		"/run/husk/ns/pid-of", "x" + ContainerPID("a"), ContainerPID(strings.Repeat("x", 129)),
+	} {
+		if id, ok := ContainerOfPID(path); ok {
+			t.Errorf("path %q is of the container %q", path, id)
+		}
+	}
+}
