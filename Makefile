@@ -94,7 +94,11 @@ endif
 
 .PHONY: bench
 bench: deps build guest ## measure, and print the tables of docs/numbers.md
-	@go run ./test/bench
+	@CGO_ENABLED=0 go build -o $(BIN)/bench ./test/bench
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/bench-peer ./test/bench/peer
+	@CGO_ENABLED=0 go build -C test/cri -o $(abspath $(BIN))/bench-pods ./bench
+	@$(BIN)/bench
+	@$(BIN)/bench-pods
 
 .PHONY: fuzz
 fuzz: ## fuzz every target for FUZZTIME
@@ -112,7 +116,7 @@ lint: ## check format, vet, staticcheck and shell syntax
 	@unformatted=$$(go tool gofumpt -l .); \
 	test -z "$$unformatted" || { echo "not formatted; go tool gofumpt -w these:" >&2; echo "$$unformatted" >&2; exit 1; }
 	go vet ./...
-	go vet -C test/cri .
+	go vet -C test/cri ./...
 	go tool staticcheck ./...
 	@for script in $(SHELL_SCRIPTS); do sh -n $$script || exit 1; done
 

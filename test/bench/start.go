@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/husk-containers/husk/test/bench/sample"
 	"github.com/husk-containers/husk/test/images"
 )
 
@@ -46,7 +47,7 @@ func (b *bench) starts(ctx context.Context, w io.Writer, pairs int) error {
 		{"to the first output", func(s start) time.Duration { return s.firstOutput }},
 		{"to `ctr` returning", func(s start) time.Duration { return s.returned }},
 	} {
-		fmt.Fprintf(w, "| %s | %s | %s |\n", row.name, spread(column(husk, row.of)), spread(column(runc, row.of)))
+		fmt.Fprintf(w, "| %s | %s | %s |\n", row.name, sample.Milliseconds(column(husk, row.of)), sample.Milliseconds(column(runc, row.of)))
 	}
 	return b.phases(w, column(husk, func(s start) time.Duration { return s.firstOutput }))
 }
@@ -107,26 +108,14 @@ func (b *bench) phases(w io.Writer, firstOutput []time.Duration) error {
 	fmt.Fprint(w, "\n### Husk's start by phase\n\n| phase | median |\n|---|---|\n")
 	for _, name := range names {
 		if name != "took" {
-			fmt.Fprintf(w, "| %s | %s |\n", name, spread(times[name]))
+			fmt.Fprintf(w, "| %s | %s |\n", name, sample.Milliseconds(times[name]))
 		}
 	}
 	rest := make([]time.Duration, len(firstOutput))
 	for i := range rest {
 		rest[i] = firstOutput[i] - times["took"][i] - times["create"][i] - times["start"][i]
 	}
-	fmt.Fprintf(w, "| the rest: ctr, containerd, the shim's `start`, streams | %s |\n", spread(rest))
-	fmt.Fprintf(w, "| **to the first output** | %s |\n\n", spread(firstOutput))
+	fmt.Fprintf(w, "| the rest: ctr, containerd, the shim's `start`, streams | %s |\n", sample.Milliseconds(rest))
+	fmt.Fprintf(w, "| **to the first output** | %s |\n\n", sample.Milliseconds(firstOutput))
 	return nil
-}
-
-// spread is the median of a list that is not empty, with its least and most.
-func spread(list []time.Duration) string {
-	list = slices.Sorted(slices.Values(list))
-	return fmt.Sprintf("%d ms (%d to %d)", quantile(list, 0.5).Milliseconds(), list[0].Milliseconds(), list[len(list)-1].Milliseconds())
-}
-
-// quantile is the nearest rank of q, from 0 to 1, in a sorted list that is not
-// empty.
-func quantile(sorted []time.Duration, q float64) time.Duration {
-	return sorted[int(q*float64(len(sorted)-1)+0.5)]
 }

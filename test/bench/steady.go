@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/husk-containers/husk/test/bench/sample"
 	"github.com/husk-containers/husk/test/images"
 )
 
@@ -62,8 +63,7 @@ func (b *bench) execs(ctx context.Context, w io.Writer, n int) error {
 		if err := end(); err != nil {
 			return err
 		}
-		slices.Sort(times)
-		fmt.Fprintf(w, "| %s | %d ms | %d ms |\n", runtime, quantile(times, 0.5).Milliseconds(), quantile(times, 0.99).Milliseconds())
+		fmt.Fprintf(w, "| %s | %d ms | %d ms |\n", runtime, sample.Quantile(times, 0.5).Milliseconds(), sample.Quantile(times, 0.99).Milliseconds())
 	}
 	fmt.Fprintln(w)
 	return nil
@@ -93,8 +93,7 @@ func (b *bench) streams(ctx context.Context, w io.Writer, mebibytes int) error {
 			in = append(in, took)
 		}
 		rate := func(times []time.Duration) float64 {
-			slices.Sort(times)
-			return float64(mebibytes) / quantile(times, 0.5).Seconds()
+			return float64(mebibytes) / sample.Quantile(times, 0.5).Seconds()
 		}
 		fmt.Fprintf(w, "| %s | %.0f MiB/s | %.0f MiB/s |\n", runtime, rate(out), rate(in))
 	}
@@ -158,10 +157,11 @@ func (b *bench) memory(ctx context.Context, w io.Writer) error {
 		}
 		total := 0
 		for _, p := range processes {
-			kib, err := field(fmt.Sprintf("/proc/%d/smaps_rollup", p.PID), "Pss")
+			m, err := p.Memory()
 			if err != nil {
 				return err
 			}
+			kib := m.Own + m.Guest
 			total += kib
 			fmt.Fprintf(w, "| %s | %s | %.1f |\n", runtime, p.Name, float64(kib)/1024)
 		}

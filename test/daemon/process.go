@@ -92,6 +92,23 @@ func Descendants(pid int) ([]Process, error) {
 	return list, nil
 }
 
+// Trees parts processes, parents before children, into trees, whose first is the
+// one whose parent is not among them.
+func Trees(processes []Process) [][]Process {
+	var trees [][]Process
+	tree := map[int]int{} // by pid
+	for _, p := range processes {
+		i, ok := tree[p.PPID]
+		if !ok {
+			i = len(trees)
+			trees = append(trees, nil)
+		}
+		tree[p.PID] = i
+		trees[i] = append(trees[i], p)
+	}
+	return trees
+}
+
 // WaitExit waits until the process has ended, at most until ctx does. A pid
 // that is not there has ended.
 func WaitExit(ctx context.Context, pid int) error {
