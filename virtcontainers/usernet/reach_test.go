@@ -6,9 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -85,6 +87,27 @@ func wire(t *testing.T, do func()) {
 	index := up(t, "eth0", "10.9.0.1/24", "10.9.7.1/32", "fd09::1/64", "fe80::9:1/64")
 	for _, gateway := range []string{"10.9.0.2", "fd09::2"} {
 		must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index, Gw: netip.MustParseAddr(gateway).AsSlice()}))
+	}
+	must(t, netns.Set(there))
+	settle(t)
+	must(t, netns.Set(here))
+	settle(t)
+}
+
+// settle waits until the kernel takes the addresses of this namespace for its own: of
+// IPv6 those are tentative until it has seen the carrier, which on a busy machine it
+// does late.
+func settle(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		addrs, err := netlink.AddrList(nil, netlink.FAMILY_V6)
+		must(t, err)
+		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("still tentative: %v", addrs)
+		}
 	}
 }
 
