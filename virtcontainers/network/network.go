@@ -185,14 +185,6 @@ func (n *Network) warn(message string) {
 	}
 }
 
-// Empty tells that the namespace had no usable interface but loopback when it was
-// last looked at: nobody has configured it.
-func (n *Network) Empty() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return len(n.endpoints) == 0
-}
-
 // NICs returns the devices that the VM is to have. Their files stay open until
 // CloseFiles or Close.
 func (n *Network) NICs() []hypervisor.NIC {

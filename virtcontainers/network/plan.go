@@ -15,9 +15,9 @@ import (
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
-// Limits of the control protocol.
+// Limits of the control protocol; of interfaces a VM has room for one less than that.
 const (
-	maxInterfaces = 32
+	maxInterfaces = 31
 	maxAddresses  = 64 // of one interface
 	maxRoutes     = 4096
 	maxNeighbours = 4096

@@ -107,8 +107,8 @@ func TestInterfacesThatCannotBeAGuests(t *testing.T) {
 		is    func(error) bool
 		want  string
 	}{
-		"33 interfaces": {many, errdefs.IsInvalidArgument, "at most 32"},
-		"32 interfaces": {many[:32], nil, ""},
+		"32 interfaces": {many[:32], errdefs.IsInvalidArgument, "at most 31"},
+		"31 interfaces": {many[:31], nil, ""},
 		"same MAC":      {[]netlink.Link{veth(2, "eth0", mac0), veth(3, "eth1", mac0)}, errdefs.IsInvalidArgument, `"eth0" and "eth1" have the same MAC address ` + mac0},
 		"MTU 67":        {[]netlink.Link{veth(2, "eth0", mac0, mtu(67))}, errdefs.IsInvalidArgument, `"eth0" has MTU 67`},
 		"MTU 68":        {[]netlink.Link{veth(2, "eth0", mac0, mtu(68))}, nil, ""},
