@@ -1,0 +1,100 @@
+package virtcontainers
+
+import (
+	"context"
+	"crypto/rand"
+	"time"
+
+	"github.com/husk-containers/husk/hypervisor"
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/guest"
+	"github.com/husk-containers/husk/virtcontainers/spec"
+	"github.com/husk-containers/husk/virtcontainers/uplink"
+)
+
+const (
+	// shareTag is the virtio-fs tag of the directory that holds the containers'
+	// file systems.
+	shareTag = "husk"
+	// entropyBytes are given to the guest's random pool at boot.
+	entropyBytes = 256
+	// oomPause is how long a container's next OOM is not told of: a guest in
+	// distress, or a hostile one, reports without end.
+	oomPause = time.Second
+)
+
+// machine makes the sandbox's network, and returns what its VM is made of and what
+// its agent is told.
+func (s *Sandbox) machine(ctx context.Context, g *guest.Guest) (hypervisor.Config, func() *agentv1.ConfigureRequest, error) {
+	up, err := uplink.Open(ctx, uplink.Options{
+		Network: s.network, Config: s.config.Network, Queues: s.config.Hypervisor.DefaultVCPUs,
+		Guest: g, Started: s.started, Log: s.log,
+	})
+	if err != nil {
+		return hypervisor.Config{}, nil, err
+	}
+	s.uplink = up // before the guest's first event
+	s.undo.Push("close the network", hostStep, up.Close)
+	s.spawn(func() { up.Run(s.watchCtx) })
+	devices := []hypervisor.Device{hypervisor.Share{Tag: shareTag, Dir: s.shareDir()}}
+	for _, nic := range up.NICs() {
+		devices = append(devices, nic)
+	}
+	configure := func() *agentv1.ConfigureRequest {
+		req := s.configuration()
+		req.Network, req.ReportListeners = up.Guest(), up.WantsListeners()
+		return req
+	}
+	return hypervisor.Config{
+		ID:           s.id,
+		Dir:          s.dir,
+		VCPUs:        s.config.Hypervisor.DefaultVCPUs,
+		MemoryMiB:    s.config.Hypervisor.DefaultMemoryMiB,
+		Kernel:       s.config.Guest.Kernel,
+		Initrd:       s.config.Guest.Initrd,
+		KernelParams: "husk.log=" + string(s.config.Guest.LogLevel) + " " + s.config.Guest.KernelParams,
+		Devices:      devices,
+		Started:      s.started,
+	}, configure, nil
+}
+
+// started has a process on record.
+func (s *Sandbox) started(p hypervisor.Process) error { return s.record.Add(p.Name, p.PID) }
+
+func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
+	entropy := make([]byte, entropyBytes)
+	rand.Read(entropy) //nolint:errcheck // never fails since Go 1.24
+	req := &agentv1.ConfigureRequest{
+		SandboxId: s.id,
+		Hostname:  s.hostname,
+		ClockNs:   time.Now().UnixNano(),
+		Entropy:   entropy,
+		ShmBytes:  s.shmBytes,
+		Storages: []*agentv1.Storage{{
+			Kind: agentv1.Storage_KIND_VIRTIOFS, Source: shareTag, Target: spec.GuestShare,
+		}},
+	}
+	for k, v := range s.sysctls {
+		req.Sysctls = append(req.Sysctls, &agentv1.Sysctl{Key: k, Value: v})
+	}
+	return req
+}
+
+// onEvent hands on what the guest reports, as far as it is about what the host
+// knows.
+func (s *Sandbox) onEvent(e *agentv1.Event) {
+	if oom := e.GetOom(); oom != nil {
+		c, unknown := s.Container(oom.ContainerId)
+		if unknown != nil || time.Since(c.oomAt) < oomPause {
+			return
+		}
+		c.oomAt = time.Now()
+		select {
+		case s.ooms <- c.id:
+		default: // a burst says no more than its first
+		}
+	}
+	if l := e.GetListen(); l != nil {
+		s.uplink.Listen(l)
+	}
+}
