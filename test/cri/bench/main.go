@@ -96,10 +96,13 @@ func (n *node) row(w io.Writer, name string, cell func(handler string) string) {
 }
 
 // inTurn calls f for each handler, and that so often, so that what else the
-// machine does meets both.
-func (n *node) inTurn(times int, f func(handler string) error) error {
+// machine does meets both. It ends when ctx does.
+func (n *node) inTurn(ctx context.Context, times int, f func(handler string) error) error {
 	for range times {
 		for _, handler := range n.handlers {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			if err := f(handler); err != nil {
 				return fmt.Errorf("handler %s: %w", handler, err)
 			}

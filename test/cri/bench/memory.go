@@ -31,7 +31,7 @@ type footprint map[string]int
 // memory prints what idle pods cost.
 func (n *node) memory(ctx context.Context, w io.Writer, p plan) error {
 	found := map[string]map[int][]footprint{} // by handler and number of pods
-	err := n.inTurn(p.memoryRounds, func(handler string) error {
+	err := n.inTurn(ctx, p.memoryRounds, func(handler string) error {
 		if found[handler] == nil {
 			found[handler] = map[int][]footprint{}
 		}
@@ -68,6 +68,9 @@ func (n *node) fill(ctx context.Context, handler string, found map[int][]footpri
 	var pods []*pod
 	for _, count := range idlePods {
 		for len(pods) < count {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			p, err := n.run(ctx, handler)
 			if err != nil {
 				return err

@@ -27,19 +27,19 @@ type neighbours struct {
 // neighbours prints how fast two pods talk, and how long an exec takes in one.
 func (n *node) neighbours(ctx context.Context, w io.Writer, p plan) error {
 	all := map[string]*neighbours{}
-	err := n.inTurn(1, func(handler string) (err error) {
+	err := n.inTurn(ctx, 1, func(handler string) (err error) {
 		all[handler], err = n.meet(ctx, handler)
 		return err
 	})
 	if err == nil {
 		// One that does not count: under TCG it has the guest's code translated.
-		err = n.inTurn(1+p.transfers, func(handler string) error { return n.transfer(ctx, all[handler], p) })
+		err = n.inTurn(ctx, 1+p.transfers, func(handler string) error { return n.transfer(ctx, all[handler], p) })
 	}
 	if err != nil {
 		return fmt.Errorf("measure the network: %w", err)
 	}
 	n.printNetwork(w, all, p)
-	if err := n.inTurn(p.execs, func(handler string) error {
+	if err := n.inTurn(ctx, p.execs, func(handler string) error {
 		began := time.Now()
 		err := n.exec(ctx, all[handler].client, nil, "true")
 		all[handler].execs = append(all[handler].execs, time.Since(began))

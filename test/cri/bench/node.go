@@ -28,12 +28,8 @@ var network = fmt.Sprintf(`{"cniVersion": "0.4.0", "name": "{token}-cni0", "plug
 // image is busybox with the program peer in it.
 const image = "example.test/peer:latest"
 
-const (
-	// callTimeout bounds one call: it is for what hangs.
-	callTimeout = 3 * time.Minute
-	// pollInterval is for CRI's readiness, which nobody tells of.
-	pollInterval = 20 * time.Millisecond
-)
+// pollInterval is for CRI's readiness, which nobody tells of.
+const pollInterval = 20 * time.Millisecond
 
 // A node is a containerd that serves CRI.
 type node struct {
@@ -121,12 +117,12 @@ func (n *node) importPeer(ctx context.Context, path string) error {
 // close removes the pods that are left and ends containerd. What stays behind
 // is an error.
 func (n *node) close(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	var err error
 	if n.conn != nil {
 		err = errors.Join(n.removeAll(ctx), n.conn.Close())
 	}
+	ctx, cancel := call(ctx)
+	defer cancel()
 	leftovers, closeErr := n.d.Close(ctx)
 	err = errors.Join(err, closeErr)
 	if len(leftovers) > 0 {

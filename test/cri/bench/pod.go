@@ -6,9 +6,19 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
+
+// callTimeout bounds one call: it is for what hangs.
+const callTimeout = 3 * time.Minute
+
+// call is a context for one call, which ends by itself when ctx does: containerd
+// goes on with a pod or its clean-up after a client that has left.
+func call(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+}
 
 // A pod is one that was run.
 type pod struct {
@@ -35,7 +45,7 @@ func (n *node) run(ctx context.Context, handler string) (*pod, error) {
 	if err := os.MkdirAll(config.LogDirectory, 0o700); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := call(ctx)
 	defer cancel()
 	r, err := n.cri.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
@@ -46,7 +56,7 @@ func (n *node) run(ctx context.Context, handler string) (*pod, error) {
 
 // start creates a container and starts it: it runs when start returns.
 func (p *pod) start(ctx context.Context, name string, command ...string) (id string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := call(ctx)
 	defer cancel()
 	created, err := p.n.cri.CreateContainer(ctx, &runtime.CreateContainerRequest{
 		PodSandboxId:  p.id,
@@ -73,7 +83,7 @@ func (p *pod) start(ctx context.Context, name string, command ...string) (id str
 
 // address is the pod's, version 4.
 func (p *pod) address(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := call(ctx)
 	defer cancel()
 	r, err := p.n.cri.PodSandboxStatus(ctx, &runtime.PodSandboxStatusRequest{PodSandboxId: p.id})
 	if err != nil {
@@ -85,7 +95,7 @@ func (p *pod) address(ctx context.Context) (string, error) {
 // exec runs a command that has to succeed, and decodes what it prints into v,
 // unless that is nil.
 func (n *node) exec(ctx context.Context, container string, v any, command ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := call(ctx)
 	defer cancel()
 	r, err := n.cri.ExecSync(ctx, &runtime.ExecSyncRequest{ContainerId: container, Cmd: command})
 	if err != nil {
@@ -105,7 +115,7 @@ func (n *node) exec(ctx context.Context, container string, v any, command ...str
 
 // remove stops the pod, and removes it.
 func (p *pod) remove(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := call(ctx)
 	defer cancel()
 	if _, err := p.n.cri.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
 		return fmt.Errorf("stop %s: %w", p.name, err)

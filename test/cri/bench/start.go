@@ -18,7 +18,7 @@ type start struct{ sandbox, first, second, removal time.Duration }
 // starts prints how long pods and their containers take to run.
 func (n *node) starts(ctx context.Context, w io.Writer, p plan) error {
 	results := map[string][]start{}
-	err := n.inTurn(p.pairs, func(handler string) error {
+	err := n.inTurn(ctx, p.pairs, func(handler string) error {
 		s, err := n.start(ctx, handler)
 		results[handler] = append(results[handler], s)
 		return err
