@@ -110,6 +110,8 @@ func (s *fakeSandbox) container(id string) *fakeContainer {
 
 type fakeContainer struct {
 	init *fakeProcess
+	// onDelete runs within Delete.
+	onDelete func()
 
 	mu    sync.Mutex
 	execs map[string]*fakeProcess
@@ -131,6 +133,12 @@ func (c *fakeContainer) Processes(context.Context) ([]virtcontainers.ProcessInfo
 
 func (c *fakeContainer) Delete(context.Context) (virtcontainers.Exit, error) {
 	c.init.exitWith(137) // where it was not started
+	if err := c.init.retire(); err != nil {
+		return virtcontainers.Exit{}, err
+	}
+	if c.onDelete != nil {
+		c.onDelete()
+	}
 	return c.init.Exit(), nil
 }
 
@@ -182,11 +190,21 @@ func (p *fakeProcess) Start(context.Context) error {
 func (p *fakeProcess) exitWith(status uint32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.state == virtcontainers.Stopped {
+	if p.state == virtcontainers.Stopped || p.state == virtcontainers.Deleted {
 		return
 	}
 	p.state, p.exit = virtcontainers.Stopped, virtcontainers.Exit{Status: status, At: time.Unix(1e9, 0)}
 	close(p.exited)
+}
+
+func (p *fakeProcess) retire() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state == virtcontainers.Deleted {
+		return fmt.Errorf("it is deleted: %w", errdefs.ErrFailedPrecondition)
+	}
+	p.state = virtcontainers.Deleted
+	return nil
 }
 
 func (p *fakeProcess) Kill(context.Context, uint32, bool) error {

@@ -69,7 +69,7 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *api.
 		return nil, err
 	}
 	s.setUp()
-	t := &task{id: r.ID, bundle: r.Bundle, place: place, container: c, execs: map[string]*process{}}
+	t := &task{id: r.ID, bundle: r.Bundle, place: place, container: c, deleted: make(chan struct{}), execs: map[string]*process{}}
 	t.init = &process{initProcess: c.Init(), pid: uint32(sb.PID()), uris: uris, streams: streams, told: make(chan struct{})}
 	pidFile := filepath.Join(r.Bundle, bootstrap.InitPIDFile)
 	if err := os.WriteFile(pidFile, []byte(strconv.Itoa(int(t.init.pid))), 0o644); err != nil {
@@ -108,21 +108,23 @@ func (s *Service) delete(ctx context.Context, r *api.DeleteRequest) (*api.Delete
 	if err != nil {
 		return nil, err
 	}
-	if state := p.state(); state == virtcontainers.Running {
+	if p.state() == virtcontainers.Running && p.State() != virtcontainers.Deleted {
 		return nil, fmt.Errorf("delete %s: it is running: %w", t.name(p), errdefs.ErrFailedPrecondition)
 	}
+	client := ctx
 	// The client may go away; what was begun is finished.
 	ctx = context.WithoutCancel(ctx)
 	if p.exec != nil {
 		if _, err := p.exec.Delete(ctx); err != nil {
-			return nil, err
+			return nil, t.deletedBefore(client, p, err)
 		}
 		t.set(p.id, nil)
 		p.abandon(false)
 	} else {
 		if _, err := t.container.Delete(ctx); err != nil {
-			return nil, err
+			return nil, t.deletedBefore(client, p, err)
 		}
+		defer close(t.deleted)
 		if err := p.awaitTold(ctx); err != nil {
 			return nil, err
 		}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	api2 "github.com/containerd/containerd/api/runtime/task/v2"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
@@ -320,5 +321,41 @@ func TestOrderUnderRaces(t *testing.T) {
 		case kind == "exit":
 			before(w, "delete "+id)
 		}
+	}
+}
+
+func TestDeleteOfATaskThatIsBeingDeleted(t *testing.T) {
+	h := newHarness(t)
+	ctx := t.Context()
+	c := h.run("c")
+	begun, end := make(chan struct{}), make(chan struct{})
+	c.onDelete = func() { close(begun); <-end }
+	c.end(3)
+	h.wait("c", "")
+	remove := func(ctx context.Context) <-chan error {
+		result := make(chan error, 1)
+		go func() {
+			_, err := h.Delete(ctx, &api.DeleteRequest{ID: "c"})
+			result <- err
+		}()
+		return result
+	}
+	first := remove(ctx)
+	<-begun
+	if st, err := h.State(ctx, &api.StateRequest{ID: "c"}); err != nil || st.Status != taskapi.Status_STOPPED || st.ExitStatus != 3 {
+		t.Errorf("state while being deleted: %v, %v, want stopped with status 3", st, err)
+	}
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	if err := <-remove(short); !errors.Is(err, context.DeadlineExceeded) && !errdefs.IsDeadlineExceeded(errgrpc.ToNative(err)) {
+		t.Errorf("second delete, while the first is at work: %v", err)
+	}
+	second := remove(ctx)
+	close(end)
+	if err := <-first; err != nil {
+		t.Errorf("first delete: %v", err)
+	}
+	if err := <-second; !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		t.Errorf("second delete: %v, want NotFound", err)
 	}
 }

@@ -33,6 +33,8 @@ type task struct {
 	place      pod.Place
 	container  container
 	init       *process
+	// deleted is closed when a Delete has ended.
+	deleted chan struct{}
 
 	mu sync.Mutex
 	// execs by id; nil while one is being added.
@@ -250,17 +252,35 @@ func (p *process) awaitTold(ctx context.Context) error {
 	}
 }
 
-// state is the process's as clients see it.
+// state is the process's as clients see it: it runs until its exit was told, and is
+// stopped while a Delete is at work.
 func (p *process) state() virtcontainers.ProcessState {
 	state := p.State()
-	if state == virtcontainers.Stopped {
+	if state != virtcontainers.Stopped && state != virtcontainers.Deleted {
+		return state
+	}
+	select {
+	case <-p.told:
+		return virtcontainers.Stopped
+	default:
+		return virtcontainers.Running
+	}
+}
+
+// deletedBefore makes an error of a Delete's that came second: once the first has
+// ended, since clients take the task's bundle away then, it is NotFound.
+func (t *task) deletedBefore(ctx context.Context, p *process, err error) error {
+	if p.State() != virtcontainers.Deleted {
+		return err
+	}
+	if p.exec == nil {
 		select {
-		case <-p.told:
-		default:
-			return virtcontainers.Running
+		case <-t.deleted:
+		case <-ctx.Done():
+			return fmt.Errorf("delete %s, which another call does: %w", t.name(p), context.Cause(ctx))
 		}
 	}
-	return state
+	return fmt.Errorf("delete %s: another call did: %w", t.name(p), errdefs.ErrNotFound)
 }
 
 // exit is how the process ended; for an exec that could not be started, that

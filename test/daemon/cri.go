@@ -103,7 +103,7 @@ func (d *Daemon) podFiles() []string {
 	}
 	list := d.PodNetNS()
 	for _, top := range []string{"root/", "state/"} {
-		for _, sub := range []string{criState, "io.containerd.sandbox.controller.v1.shim", "io.containerd.podsandbox.controller.v1.podsandbox"} {
+		for _, sub := range []string{criState, "io.containerd.podsandbox.controller.v1.podsandbox"} {
 			list = append(list, d.glob(top+sub+"/sandboxes/*")...)
 			list = append(list, d.glob(top+sub+"/containers/*")...)
 		}

@@ -17,8 +17,12 @@ import (
 // the last task was deleted.
 const settleTimeout = 15 * time.Second
 
-// tasks is where containerd keeps its tasks' bundles, below root and state.
-const tasks = "io.containerd.runtime.v2.task"
+// Where containerd keeps bundles, below root and state: those of its tasks, and of
+// pods by the sandbox API.
+const (
+	tasks = "io.containerd.runtime.v2.task"
+	pods  = "io.containerd.sandbox.controller.v1.shim"
+)
 
 const cgroupRoot = "/sys/fs/cgroup"
 
@@ -132,16 +136,15 @@ func (d *Daemon) settle(ctx context.Context) error {
 	}
 }
 
-// taskFiles lists what belongs to a task in the directories of containerd and
-// Husk: nothing, when there is no task.
+// taskFiles lists what belongs to a task or a pod in the directories of containerd
+// and Husk: nothing, when there is none.
 func (d *Daemon) taskFiles() []string {
 	var list []string
-	for _, pattern := range []string{"root/" + tasks + "/*/*", "state/" + tasks + "/*/*", "state/" + tasks + "/*/.*", "husk/*"} {
-		paths, err := filepath.Glob(d.file(pattern))
-		if err != nil {
-			panic(err) // the pattern is well-formed
-		}
-		list = append(list, paths...)
+	for _, pattern := range []string{
+		"root/" + tasks + "/*/*", "state/" + tasks + "/*/*", "state/" + tasks + "/*/.*",
+		"root/" + pods + "/*/*", "state/" + pods + "/*/*", "husk/*",
+	} {
+		list = append(list, d.glob(pattern)...)
 	}
 	return list
 }

@@ -28,8 +28,9 @@ const commandTimeout = 3 * time.Minute
 // An env is one test's private containerd with the runtime under test.
 type env struct {
 	*testing.T
-	d    *daemon.Daemon
-	root string // of the repository
+	d          *daemon.Daemon
+	root       string // of the repository
+	generation daemon.Generation
 	// logLines of containerd's log are printed when the test has failed.
 	logLines int
 }
@@ -40,7 +41,7 @@ func newEnv(t *testing.T, root string, g daemon.Generation) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &env{T: t, d: d, root: root, logLines: 60}
+	e := &env{T: t, d: d, root: root, generation: g, logLines: 60}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("end of containerd's log:\n%s", d.Log(e.logLines))
