@@ -72,7 +72,7 @@ func Open(ctx context.Context, o Options) (*Uplink, error) {
 	case o.Network.Path != "":
 		err = u.openNamespace(ctx)
 	case o.Network.Host && o.Config.HostNetwork == config.HostNetworkRefuse:
-		err = fmt.Errorf("linux.namespaces has no network namespace, which asks for the host's network, "+
+		err = fmt.Errorf("the sandbox has no network namespace of its own, which asks for the host's network, "+
 			"and the configuration's network.host_network is %q: give the pod a network of its own, or set that to %q: %w",
 			o.Config.HostNetwork, config.HostNetworkUser, errdefs.ErrFailedPrecondition)
 	case o.Network.Host:
