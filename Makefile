@@ -79,7 +79,7 @@ e2e: deps build guest containerd-2.4 ## run the end-to-end tests on both contain
 	@$(SUITE) e2e cri
 
 .PHONY: rig
-rig: deps build guest containerd-2.4 ## run the end-to-end tests, or CMD, in a host in a box with KVM and vhost-vsock
+rig: deps build guest containerd-2.4 ## run the end-to-end tests, or CMD, in a host in a box with KVM, vhost and cgroup v2
 ifdef CMD
 	@CGO_ENABLED=0 go build -o $(BIN)/ ./test/rig
 	@CGO_ENABLED=0 go build -o $(BIN)/rig-init ./test/rig/init
