@@ -83,7 +83,7 @@ smoke: deps build guest containerd-2.4 ## run the unit tests and the main end-to
 	@$(SUITE) unit smoke
 
 .PHONY: rig
-rig: deps build guest ## run the end-to-end tests, or CMD, in a host in a box with KVM and vhost-vsock
+rig: deps build guest containerd-2.4 ## run the end-to-end tests, or CMD, in a host in a box with KVM, vhost and cgroup v2
 ifdef CMD
 	@CGO_ENABLED=0 go build -o $(BIN)/ ./test/rig
 	@CGO_ENABLED=0 go build -o $(BIN)/rig-init ./test/rig/init

@@ -22,6 +22,14 @@ import (
 // KVM a pod may take most of a minute to start.
 const callTimeout = 3 * time.Minute
 
+// patience is by how much limits of time are longer than they are written.
+func patience() time.Duration {
+	if *smokeFlag {
+		return 4
+	}
+	return 1
+}
+
 // An env is one test's private containerd with the handler under test.
 type env struct {
 	*testing.T
@@ -57,6 +65,9 @@ func newEnv(t *testing.T, root string, g daemon.Generation, handler string, s se
 			conn.Close()
 		}
 	})
+	if *smokeFlag {
+		e.configure(daemon.Settings{"runtime": {"boot_timeout": "5m"}})
+	}
 	conn, err = grpc.NewClient("unix://"+d.Address(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +109,7 @@ func (e *env) eventually(what string, ask func(context.Context) error) {
 // within is eventually with a limit that is part of what is tested.
 func (e *env) within(limit time.Duration, what string, ask func(context.Context) error) {
 	e.Helper()
-	ctx, cancel := context.WithTimeout(e.Context(), limit)
+	ctx, cancel := context.WithTimeout(e.Context(), limit*patience())
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -111,14 +122,14 @@ func (e *env) within(limit time.Duration, what string, ask func(context.Context)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			e.Fatalf("%s: not in %v: %v", what, limit, err)
+			e.Fatalf("%s: not in %v: %v", what, limit*patience(), err)
 		}
 	}
 }
 
 // call is a context for one call.
 func (e *env) call() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(e.Context()), callTimeout)
+	return context.WithTimeout(context.WithoutCancel(e.Context()), callTimeout*patience())
 }
 
 // close removes the pods that are left and looks for what stays behind.

@@ -147,33 +147,8 @@ func TestHelperKilledEndsAllContainersWithAReason(t *testing.T) {
 				}
 				p, other := e.run("killed", edits...), e.run("other")
 				a, b, c := p.start("a", idle), p.start("b", idle), other.start("c", idle)
-				// The pod that was run first has the lowest pid, but for a wrap-around.
-				victims := e.processes(name)
-				if len(victims) == 0 {
-					e.Fatalf("no process %s", name)
-				}
-				victim := victims[0]
-				for _, v := range victims {
-					if e.isOf(v, p) {
-						victim = v
-						break
-					}
-				}
-				e.kill(victim)
-				for _, member := range []*container{a, b} {
-					e.within(deathLimit, "the end of the containers is told", func(context.Context) error {
-						if s := member.status(); s.State != runtime.ContainerState_CONTAINER_EXITED || s.ExitCode == 0 || s.Reason == "" {
-							return fmt.Errorf("container is %v, exit code %d, reason %q", s.State, s.ExitCode, s.Reason)
-						}
-						return nil
-					})
-				}
-				e.within(deathLimit, "the pod's end is told", func(context.Context) error {
-					if s := p.status(); s.State != runtime.PodSandboxState_SANDBOX_NOTREADY {
-						return fmt.Errorf("pod is %v", s.State)
-					}
-					return nil
-				})
+				e.kill(e.processOf(p, name))
+				e.wantEnd(deathLimit, p, a, b)
 				if log := e.d.Log(400); !strings.Contains(log, name[:4]) || !strings.Contains(log, "killed") {
 					e.Errorf("the log does not say that %s was killed", name)
 				}
@@ -184,6 +159,39 @@ func TestHelperKilledEndsAllContainersWithAReason(t *testing.T) {
 			})
 		})
 	}
+}
+
+// processOf is a process of a pod, by the beginning of its name.
+func (e *env) processOf(p *pod, name string) daemon.Process {
+	e.Helper()
+	list := e.processes(name)
+	for _, process := range list {
+		if e.isOf(process, p) {
+			return process
+		}
+	}
+	e.Fatalf("no process %s of pod %s among %v", name, p.config.Metadata.Name, list)
+	return daemon.Process{}
+}
+
+// wantEnd wants the death of a part of a pod told of all of its containers, with a
+// reason, and of the pod, each within the limit.
+func (e *env) wantEnd(limit time.Duration, p *pod, members ...*container) {
+	e.Helper()
+	for _, member := range members {
+		e.within(limit, "the end of the containers is told", func(context.Context) error {
+			if s := member.status(); s.State != runtime.ContainerState_CONTAINER_EXITED || s.ExitCode == 0 || s.Reason == "" {
+				return fmt.Errorf("container is %v, exit code %d, reason %q", s.State, s.ExitCode, s.Reason)
+			}
+			return nil
+		})
+	}
+	e.within(limit, "the pod's end is told", func(context.Context) error {
+		if s := p.status(); s.State != runtime.PodSandboxState_SANDBOX_NOTREADY {
+			return fmt.Errorf("pod is %v", s.State)
+		}
+		return nil
+	})
 }
 
 // isOf is whether a process belongs to a pod: its shim, or the first of the

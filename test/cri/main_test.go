@@ -8,7 +8,8 @@
 //	cd test/cri && go test . -count=1 -parallel 2 -containerd=1.6,2.4 -handler husk,husk-shim
 //
 // -handler runc checks the tests themselves: each that does not speak of virtual
-// machines has to pass there. -long adds those that take minutes.
+// machines has to pass there. -long adds those that take minutes. -smoke adds one
+// for the rig, and gives all of them more time.
 //
 // Everything is private to a test: containerd's directories, its sockets, and
 // the node's network namespace, in which containerd, bridges and the hosts' ends
@@ -35,6 +36,7 @@ var (
 	containerdFlag = flag.String("containerd", "", "comma-separated `generations` of containerd to test with: 1.6, 2.4")
 	handlerFlag    = flag.String("handler", "husk,husk-shim", "comma-separated CRI runtime `handlers` under test; runc checks the tests themselves")
 	longFlag       = flag.Bool("long", false, "run also the tests that take minutes")
+	smokeFlag      = flag.Bool("smoke", false, "want KVM, vhost-vsock, vhost-net and cgroup v2 in use, on a host several times slower than others")
 	rootFlag       = flag.String("root", "", "the repository's root `directory`; found from the working directory if empty")
 	scratchFlag    = flag.String("scratch", "", "short `directory` on a file system that carries an overlay; /tmp if empty")
 )

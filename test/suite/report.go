@@ -74,8 +74,11 @@ func (r *report) add(e event) {
 	}
 	switch e.Action {
 	case "run":
-		if i := strings.LastIndexByte(e.Test, '/'); i >= 0 {
-			r.parents[e.Package+" "+e.Test[:i]] = true
+		// A name may have more than one level where no test is between.
+		for i, c := range e.Test {
+			if c == '/' {
+				r.parents[e.Package+" "+e.Test[:i]] = true
+			}
 		}
 	case "output", "build-output":
 		r.output[name] = append(r.output[name], e.Output)
