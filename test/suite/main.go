@@ -119,7 +119,7 @@ func runCRI(r *report) error {
 // KVM, vhost, vsock's loopback or cgroup v2 to be tested at all.
 var rigTests = []struct{ pkg, run, args string }{
 	{"hypervisor/channel", "^TestConformance$/^vhost-vsock$|^TestVsock", ""},
-	{"hypervisor/qemu", "^TestConformance$/^vhost-vsock$/^(Accept|the_monitor)|^TestVhostNICsPassFrames$", ""},
+	{"hypervisor/qemu", "^TestConformance$/^vhost-vsock$/^(Accept|the_monitor)|^TestNICConformance$/^vhost-vsock$/^interfaces|^TestVhostNICsPassFrames$", ""},
 	{
 		"test/e2e", "^(TestProductionPath|TestRunPrintsToBothStreams|TestExitCode|TestStdinReachesTheContainerAndEnds|TestExec)$",
 		"-containerd=1.6 -root=/out -scratch=/scratch",
