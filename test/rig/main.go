@@ -19,7 +19,8 @@
 // it ends, save in /out. /tmp, /run, /dev, /proc and /sys are the box's own, so
 // that a test binary to run there must not be in /tmp. containerd's root belongs
 // in /scratch: overlayfs does not stack on the box's root. There is no network
-// but loopback.
+// but loopback. What boots guests again and again is better off with -cpus 1: with
+// more, the box's kernel hangs or dies now and then as one starts.
 //
 // The exit code is the command's; 124 after -timeout; 125 when the rig itself
 // does not work, with the reason; 130 and 143 after SIGINT and SIGTERM. Nothing
