@@ -149,9 +149,6 @@ func (n *Network) NIC() hypervisor.NIC {
 // Guest is what the guest is to make of the interface.
 func (n *Network) Guest() *agentv1.Network { return n.plan.guest() }
 
-// PID of passt on the host.
-func (n *Network) PID() int { return n.child.PID() }
-
 // Done is closed when passt has ended.
 func (n *Network) Done() <-chan struct{} { return n.child.Done() }
 

@@ -191,13 +191,13 @@ func TestPasstIsConfined(t *testing.T) {
 		started = append(started, p)
 		return nil
 	}})
-	if want := (hypervisor.Process{Name: "passt", PID: n.PID()}); len(started) != 1 || started[0] != want {
+	if want := (hypervisor.Process{Name: "passt", PID: n.child.PID()}); len(started) != 1 || started[0] != want {
 		t.Errorf("Started was called with %v, want %v", started, want)
 	}
 	if nic := n.NIC(); nic.MTU != 9000 || !bytes.Equal(nic.MAC, testMAC) || nic.Stream == nil || nic.ID == "" {
 		t.Errorf("NIC = %+v", nic)
 	}
-	proc := fmt.Sprintf("/proc/%d/", n.PID())
+	proc := fmt.Sprintf("/proc/%d/", n.child.PID())
 	status, err := os.ReadFile(proc + "status")
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +223,7 @@ func TestPasstIsConfined(t *testing.T) {
 			t.Errorf("%s namespaces: ours %s, passt's %s, %v", ns.name, ours, its, err)
 		}
 	}
-	pidfd := openPidfd(t, n.PID())
+	pidfd := openPidfd(t, n.child.PID())
 	for range 2 {
 		if err := n.Close(t.Context()); err != nil {
 			t.Error(err)
@@ -243,8 +243,8 @@ func TestPasstEnds(t *testing.T) {
 		killed bool
 		want   string
 	}{
-		"killed":      {func(n *Network) error { return unix.Kill(n.PID(), unix.SIGKILL) }, true, "passt ended: killed by SIGKILL"},
-		"terminated":  {func(n *Network) error { return unix.Kill(n.PID(), unix.SIGTERM) }, false, "passt ended: exit status 0"},
+		"killed":      {func(n *Network) error { return unix.Kill(n.child.PID(), unix.SIGKILL) }, true, "passt ended: killed by SIGKILL"},
+		"terminated":  {func(n *Network) error { return unix.Kill(n.child.PID(), unix.SIGTERM) }, false, "passt ended: exit status 0"},
 		"guest's end": {func(n *Network) error { return n.NIC().Stream.Close() }, false, "passt ended: exit status 0"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -286,7 +286,7 @@ func TestPasstDiesWithItsParent(t *testing.T) {
 	needPasst(t)
 	if os.Getenv(againEnv) != "" {
 		n := serve(t, Options{})
-		fmt.Printf("\npid %d\n", n.PID())
+		fmt.Printf("\npid %d\n", n.child.PID())
 		select {}
 	}
 	cmd := again(t, &syscall.SysProcAttr{})
