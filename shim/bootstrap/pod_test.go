@@ -254,12 +254,14 @@ func TestStartThatCannotAnswerEndsTheDaemon(t *testing.T) {
 		mustLeaveNothing(t, b)
 	})
 	t.Run("the bundle is gone", func(t *testing.T) {
-		b := newBundle(t, "")
-		_, stderr, err := b.run("homeless", nil, "-id", "one", "start")
-		if err == nil || !strings.Contains(stderr, "leave the shim's address in the bundle") {
-			t.Errorf("start: %v: %s", err, stderr)
+		for _, as := range []string{"homeless", "murdered"} {
+			b := newBundle(t, "")
+			_, stderr, err := b.run(as, nil, "-id", "one", "start")
+			if err == nil || !strings.Contains(stderr, "leave the shim's address in the bundle") {
+				t.Errorf("start, with the daemon %s: %v: %s", as, err, stderr)
+			}
+			mustLeaveNothing(t, b)
 		}
-		mustLeaveNothing(t, b)
 	})
 }
 

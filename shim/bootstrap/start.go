@@ -59,16 +59,30 @@ func start(req request, stdin io.Reader, stdout io.Writer) (err error) {
 	case err != nil:
 		return err
 	}
-	defer l.Close() //nolint:errcheck // the daemon has its own
 	daemon, err := spawn(req, l, address)
 	if err != nil {
 		return errors.Join(err, removeSocket(path))
 	}
 	if err := reply(stdout, address, answer); err != nil {
 		// Nobody will ever call it.
-		return errors.Join(err, daemon.Process.Signal(unix.SIGTERM), ignoreExit(daemon.Wait()))
+		return errors.Join(err, dismiss(daemon, path))
 	}
 	return nil
+}
+
+// dismiss ends the daemon in order, and removes the socket, which is left where
+// delete was faster and killed it: delete knows the socket by the address in the
+// bundle, which need not be there yet.
+func dismiss(daemon *exec.Cmd, path string) error {
+	err := daemon.Process.Signal(unix.SIGTERM)
+	if errors.Is(err, os.ErrProcessDone) {
+		err = nil
+	}
+	err = errors.Join(err, ignoreExit(daemon.Wait()))
+	if served(path) {
+		return err // the next shim's of the same name
+	}
+	return errors.Join(err, removeSocket(path))
 }
 
 func ignoreExit(err error) error {
@@ -93,14 +107,15 @@ func reply(stdout io.Writer, address string, answer []byte) error {
 	return nil
 }
 
-// spawn starts the daemon in a session and a mount namespace of its own and
-// waits until it is ready; its error is the daemon's.
+// spawn starts the daemon in a session and a mount namespace of its own, hands it
+// the listener, and waits until it is ready; its error is the daemon's.
 func spawn(req request, l *net.UnixListener, address string) (*exec.Cmd, error) {
+	defer l.Close() //nolint:errcheck // closed before
 	socket, err := l.File()
 	if err != nil {
 		return nil, fmt.Errorf("spawn the shim's daemon: %w", err)
 	}
-	defer socket.Close() //nolint:errcheck // the daemon has its own
+	defer socket.Close() //nolint:errcheck // closed before
 	hostns, err := os.Open("/proc/self/ns/mnt")
 	if err != nil {
 		return nil, fmt.Errorf("spawn the shim's daemon: %w", err)
@@ -123,6 +138,9 @@ func spawn(req request, l *net.UnixListener, address string) (*exec.Cmd, error) 
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}
 	err = cmd.Start()
 	w.Close() //nolint:errcheck // the daemon has its own
+	// Held here, it would answer for a daemon that delete has killed.
+	socket.Close() //nolint:errcheck // likewise
+	l.Close()      //nolint:errcheck // likewise
 	if err != nil {
 		return nil, fmt.Errorf("spawn the shim's daemon: %w", err)
 	}

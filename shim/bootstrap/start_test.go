@@ -61,7 +61,7 @@ func serveAs(b string) func(context.Context, *Daemon) error {
 			os.Exit(3)
 		}
 		slog.Info("begun")
-		if b == "homeless" {
+		if b == "homeless" || b == "murdered" {
 			if err := os.RemoveAll(d.Bundle); err != nil {
 				return err
 			}
@@ -69,6 +69,9 @@ func serveAs(b string) func(context.Context, *Daemon) error {
 		context.AfterFunc(ctx, func() { d.Listener.Close() }) //nolint:errcheck // Accept tells
 		if err := d.Ready(); err != nil {
 			return err
+		}
+		if b == "murdered" {
+			return unix.Kill(os.Getpid(), unix.SIGKILL)
 		}
 		for {
 			conn, err := d.Listener.Accept()
