@@ -34,6 +34,10 @@ type Storage_Kind int32
 const (
 	Storage_KIND_UNSPECIFIED Storage_Kind = 0
 	Storage_KIND_VIRTIOFS    Storage_Kind = 1
+	// In the guest's memory.
+	Storage_KIND_TMPFS Storage_Kind = 2
+	// In the guest's huge pages, which are reserved for it.
+	Storage_KIND_HUGETLBFS Storage_Kind = 3
 )
 
 // Enum value maps for Storage_Kind.
@@ -41,10 +45,14 @@ var (
 	Storage_Kind_name = map[int32]string{
 		0: "KIND_UNSPECIFIED",
 		1: "KIND_VIRTIOFS",
+		2: "KIND_TMPFS",
+		3: "KIND_HUGETLBFS",
 	}
 	Storage_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
 		"KIND_VIRTIOFS":    1,
+		"KIND_TMPFS":       2,
+		"KIND_HUGETLBFS":   3,
 	}
 )
 
@@ -121,7 +129,7 @@ func (x ListenEvent_Protocol) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ListenEvent_Protocol.Descriptor instead.
 func (ListenEvent_Protocol) EnumDescriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{36, 0}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{48, 0}
 }
 
 type HelloRequest struct {
@@ -863,11 +871,20 @@ func (x *Sysctl) GetValue() string {
 type Storage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Kind  Storage_Kind           `protobuf:"varint,1,opt,name=kind,proto3,enum=husk.agent.v1.Storage_Kind" json:"kind,omitempty"`
-	// Virtio-fs tag.
+	// Virtio-fs tag; empty for the other kinds.
 	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
-	// Absolute guest path, below /run/husk.
-	Target        string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
-	ReadOnly      bool   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// Absolute guest path, below /run/husk, that no other storage has.
+	Target   string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	ReadOnly bool   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// What follows is of a tmpfs or hugetlbfs alone.
+	// Bytes that it holds at most; 0: as the kernel's default has it.
+	SizeBytes uint64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Of its root directory, 07777 at most.
+	Mode uint32 `protobuf:"varint,6,opt,name=mode,proto3" json:"mode,omitempty"`
+	Uid  uint32 `protobuf:"varint,7,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid  uint32 `protobuf:"varint,8,opt,name=gid,proto3" json:"gid,omitempty"`
+	// Size of a huge page in bytes, a power of two.
+	PageBytes     uint64 `protobuf:"varint,9,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -930,6 +947,576 @@ func (x *Storage) GetReadOnly() bool {
 	return false
 }
 
+func (x *Storage) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Storage) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *Storage) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Storage) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Storage) GetPageBytes() uint64 {
+	if x != nil {
+		return x.PageBytes
+	}
+	return 0
+}
+
+type MountStorageRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Storage *Storage               `protobuf:"bytes,1,opt,name=storage,proto3" json:"storage,omitempty"`
+	// Directories to make below the target, each after the one that it is in.
+	Directories   []*Directory `protobuf:"bytes,2,rep,name=directories,proto3" json:"directories,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MountStorageRequest) Reset() {
+	*x = MountStorageRequest{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MountStorageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MountStorageRequest) ProtoMessage() {}
+
+func (x *MountStorageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MountStorageRequest.ProtoReflect.Descriptor instead.
+func (*MountStorageRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *MountStorageRequest) GetStorage() *Storage {
+	if x != nil {
+		return x.Storage
+	}
+	return nil
+}
+
+func (x *MountStorageRequest) GetDirectories() []*Directory {
+	if x != nil {
+		return x.Directories
+	}
+	return nil
+}
+
+// A Directory is one below a storage's target.
+type Directory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Relative to the target, clean.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// 07777 at most.
+	Mode          uint32 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	Uid           uint32 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32 `protobuf:"varint,4,opt,name=gid,proto3" json:"gid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Directory) Reset() {
+	*x = Directory{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Directory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Directory) ProtoMessage() {}
+
+func (x *Directory) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Directory.ProtoReflect.Descriptor instead.
+func (*Directory) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Directory) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Directory) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *Directory) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Directory) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+type MountStorageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MountStorageResponse) Reset() {
+	*x = MountStorageResponse{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MountStorageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MountStorageResponse) ProtoMessage() {}
+
+func (x *MountStorageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MountStorageResponse.ProtoReflect.Descriptor instead.
+func (*MountStorageResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+type UnmountStorageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absolute guest path below /run/husk.
+	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnmountStorageRequest) Reset() {
+	*x = UnmountStorageRequest{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnmountStorageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnmountStorageRequest) ProtoMessage() {}
+
+func (x *UnmountStorageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnmountStorageRequest.ProtoReflect.Descriptor instead.
+func (*UnmountStorageRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *UnmountStorageRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type UnmountStorageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnmountStorageResponse) Reset() {
+	*x = UnmountStorageResponse{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnmountStorageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnmountStorageResponse) ProtoMessage() {}
+
+func (x *UnmountStorageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnmountStorageResponse.ProtoReflect.Descriptor instead.
+func (*UnmountStorageResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+}
+
+type ListenSocketRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host's name for it, unique in the sandbox.
+	SocketId string `protobuf:"bytes,1,opt,name=socket_id,json=socketId,proto3" json:"socket_id,omitempty"`
+	// Where the socket appears: /run/husk/sockets/<socket_id>.
+	Target string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// Permission bits, owner and group of the host's socket.
+	Mode uint32 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	Uid  uint32 `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid  uint32 `protobuf:"varint,5,opt,name=gid,proto3" json:"gid,omitempty"`
+	// A path below /run/husk/share at which the host's own socket is seen, and
+	// which this one is mounted over; empty: none.
+	Over          string `protobuf:"bytes,6,opt,name=over,proto3" json:"over,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenSocketRequest) Reset() {
+	*x = ListenSocketRequest{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenSocketRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenSocketRequest) ProtoMessage() {}
+
+func (x *ListenSocketRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenSocketRequest.ProtoReflect.Descriptor instead.
+func (*ListenSocketRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListenSocketRequest) GetSocketId() string {
+	if x != nil {
+		return x.SocketId
+	}
+	return ""
+}
+
+func (x *ListenSocketRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ListenSocketRequest) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *ListenSocketRequest) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *ListenSocketRequest) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *ListenSocketRequest) GetOver() string {
+	if x != nil {
+		return x.Over
+	}
+	return ""
+}
+
+type ListenSocketResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenSocketResponse) Reset() {
+	*x = ListenSocketResponse{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenSocketResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenSocketResponse) ProtoMessage() {}
+
+func (x *ListenSocketResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenSocketResponse.ProtoReflect.Descriptor instead.
+func (*ListenSocketResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+type CloseSocketRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SocketId      string                 `protobuf:"bytes,1,opt,name=socket_id,json=socketId,proto3" json:"socket_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseSocketRequest) Reset() {
+	*x = CloseSocketRequest{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseSocketRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseSocketRequest) ProtoMessage() {}
+
+func (x *CloseSocketRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseSocketRequest.ProtoReflect.Descriptor instead.
+func (*CloseSocketRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CloseSocketRequest) GetSocketId() string {
+	if x != nil {
+		return x.SocketId
+	}
+	return ""
+}
+
+type CloseSocketResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseSocketResponse) Reset() {
+	*x = CloseSocketResponse{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseSocketResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseSocketResponse) ProtoMessage() {}
+
+func (x *CloseSocketResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseSocketResponse.ProtoReflect.Descriptor instead.
+func (*CloseSocketResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+}
+
+type HoldFileSystemsRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// At most 4096.
+	FileSystems   []string `protobuf:"bytes,2,rep,name=file_systems,json=fileSystems,proto3" json:"file_systems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldFileSystemsRequest) Reset() {
+	*x = HoldFileSystemsRequest{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldFileSystemsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldFileSystemsRequest) ProtoMessage() {}
+
+func (x *HoldFileSystemsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldFileSystemsRequest.ProtoReflect.Descriptor instead.
+func (*HoldFileSystemsRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *HoldFileSystemsRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *HoldFileSystemsRequest) GetFileSystems() []string {
+	if x != nil {
+		return x.FileSystems
+	}
+	return nil
+}
+
+type HoldFileSystemsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldFileSystemsResponse) Reset() {
+	*x = HoldFileSystemsResponse{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldFileSystemsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldFileSystemsResponse) ProtoMessage() {}
+
+func (x *HoldFileSystemsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldFileSystemsResponse.ProtoReflect.Descriptor instead.
+func (*HoldFileSystemsResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+}
+
 type SyncClockRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClockNs       int64                  `protobuf:"varint,1,opt,name=clock_ns,json=clockNs,proto3" json:"clock_ns,omitempty"`
@@ -939,7 +1526,7 @@ type SyncClockRequest struct {
 
 func (x *SyncClockRequest) Reset() {
 	*x = SyncClockRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1538,7 @@ func (x *SyncClockRequest) String() string {
 func (*SyncClockRequest) ProtoMessage() {}
 
 func (x *SyncClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1551,7 @@ func (x *SyncClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncClockRequest.ProtoReflect.Descriptor instead.
 func (*SyncClockRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SyncClockRequest) GetClockNs() int64 {
@@ -982,7 +1569,7 @@ type SyncClockResponse struct {
 
 func (x *SyncClockResponse) Reset() {
 	*x = SyncClockResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1581,7 @@ func (x *SyncClockResponse) String() string {
 func (*SyncClockResponse) ProtoMessage() {}
 
 func (x *SyncClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1594,7 @@ func (x *SyncClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncClockResponse.ProtoReflect.Descriptor instead.
 func (*SyncClockResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 type ShutdownRequest struct {
@@ -1018,7 +1605,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1617,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1630,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 type ShutdownResponse struct {
@@ -1054,7 +1641,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1653,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1666,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 // Streams names the connections that carry a process's standard streams. Each
@@ -1101,7 +1688,7 @@ type Streams struct {
 
 func (x *Streams) Reset() {
 	*x = Streams{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1700,7 @@ func (x *Streams) String() string {
 func (*Streams) ProtoMessage() {}
 
 func (x *Streams) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1713,7 @@ func (x *Streams) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Streams.ProtoReflect.Descriptor instead.
 func (*Streams) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Streams) GetTerminal() bool {
@@ -1188,7 +1775,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1787,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1800,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateContainerRequest) GetContainerId() string {
@@ -1254,7 +1841,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1853,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1866,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -1298,7 +1885,7 @@ type StartContainerRequest struct {
 
 func (x *StartContainerRequest) Reset() {
 	*x = StartContainerRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1897,7 @@ func (x *StartContainerRequest) String() string {
 func (*StartContainerRequest) ProtoMessage() {}
 
 func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1910,7 @@ func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerRequest.ProtoReflect.Descriptor instead.
 func (*StartContainerRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StartContainerRequest) GetContainerId() string {
@@ -1341,7 +1928,7 @@ type StartContainerResponse struct {
 
 func (x *StartContainerResponse) Reset() {
 	*x = StartContainerResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1940,7 @@ func (x *StartContainerResponse) String() string {
 func (*StartContainerResponse) ProtoMessage() {}
 
 func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1953,7 @@ func (x *StartContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerResponse.ProtoReflect.Descriptor instead.
 func (*StartContainerResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type ExecProcessRequest struct {
@@ -1382,7 +1969,7 @@ type ExecProcessRequest struct {
 
 func (x *ExecProcessRequest) Reset() {
 	*x = ExecProcessRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1981,7 @@ func (x *ExecProcessRequest) String() string {
 func (*ExecProcessRequest) ProtoMessage() {}
 
 func (x *ExecProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1994,7 @@ func (x *ExecProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecProcessRequest.ProtoReflect.Descriptor instead.
 func (*ExecProcessRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExecProcessRequest) GetContainerId() string {
@@ -1447,7 +2034,7 @@ type ExecProcessResponse struct {
 
 func (x *ExecProcessResponse) Reset() {
 	*x = ExecProcessResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +2046,7 @@ func (x *ExecProcessResponse) String() string {
 func (*ExecProcessResponse) ProtoMessage() {}
 
 func (x *ExecProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +2059,7 @@ func (x *ExecProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecProcessResponse.ProtoReflect.Descriptor instead.
 func (*ExecProcessResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExecProcessResponse) GetPid() uint32 {
@@ -1496,7 +2083,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +2095,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +2108,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SignalProcessRequest) GetContainerId() string {
@@ -1560,7 +2147,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +2159,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +2172,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 type WaitProcessRequest struct {
@@ -1598,7 +2185,7 @@ type WaitProcessRequest struct {
 
 func (x *WaitProcessRequest) Reset() {
 	*x = WaitProcessRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +2197,7 @@ func (x *WaitProcessRequest) String() string {
 func (*WaitProcessRequest) ProtoMessage() {}
 
 func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +2210,7 @@ func (x *WaitProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessRequest.ProtoReflect.Descriptor instead.
 func (*WaitProcessRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WaitProcessRequest) GetContainerId() string {
@@ -1656,7 +2243,7 @@ type WaitProcessResponse struct {
 
 func (x *WaitProcessResponse) Reset() {
 	*x = WaitProcessResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +2255,7 @@ func (x *WaitProcessResponse) String() string {
 func (*WaitProcessResponse) ProtoMessage() {}
 
 func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +2268,7 @@ func (x *WaitProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitProcessResponse.ProtoReflect.Descriptor instead.
 func (*WaitProcessResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WaitProcessResponse) GetExitStatus() uint32 {
@@ -1724,7 +2311,7 @@ type ResizeTTYRequest struct {
 
 func (x *ResizeTTYRequest) Reset() {
 	*x = ResizeTTYRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +2323,7 @@ func (x *ResizeTTYRequest) String() string {
 func (*ResizeTTYRequest) ProtoMessage() {}
 
 func (x *ResizeTTYRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +2336,7 @@ func (x *ResizeTTYRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTTYRequest.ProtoReflect.Descriptor instead.
 func (*ResizeTTYRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ResizeTTYRequest) GetContainerId() string {
@@ -1788,7 +2375,7 @@ type ResizeTTYResponse struct {
 
 func (x *ResizeTTYResponse) Reset() {
 	*x = ResizeTTYResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2387,7 @@ func (x *ResizeTTYResponse) String() string {
 func (*ResizeTTYResponse) ProtoMessage() {}
 
 func (x *ResizeTTYResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2400,7 @@ func (x *ResizeTTYResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeTTYResponse.ProtoReflect.Descriptor instead.
 func (*ResizeTTYResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 type RemoveContainerRequest struct {
@@ -1826,7 +2413,7 @@ type RemoveContainerRequest struct {
 
 func (x *RemoveContainerRequest) Reset() {
 	*x = RemoveContainerRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +2425,7 @@ func (x *RemoveContainerRequest) String() string {
 func (*RemoveContainerRequest) ProtoMessage() {}
 
 func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +2438,7 @@ func (x *RemoveContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContainerRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RemoveContainerRequest) GetContainerId() string {
@@ -1876,7 +2463,7 @@ type RemoveContainerResponse struct {
 
 func (x *RemoveContainerResponse) Reset() {
 	*x = RemoveContainerResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +2475,7 @@ func (x *RemoveContainerResponse) String() string {
 func (*RemoveContainerResponse) ProtoMessage() {}
 
 func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +2488,7 @@ func (x *RemoveContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContainerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContainerResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 type ListProcessesRequest struct {
@@ -1913,7 +2500,7 @@ type ListProcessesRequest struct {
 
 func (x *ListProcessesRequest) Reset() {
 	*x = ListProcessesRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2512,7 @@ func (x *ListProcessesRequest) String() string {
 func (*ListProcessesRequest) ProtoMessage() {}
 
 func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2525,7 @@ func (x *ListProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListProcessesRequest) GetContainerId() string {
@@ -1957,7 +2544,7 @@ type ListProcessesResponse struct {
 
 func (x *ListProcessesResponse) Reset() {
 	*x = ListProcessesResponse{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +2556,7 @@ func (x *ListProcessesResponse) String() string {
 func (*ListProcessesResponse) ProtoMessage() {}
 
 func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +2569,7 @@ func (x *ListProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListProcessesResponse) GetProcesses() []*ProcessInfo {
@@ -2004,7 +2591,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2603,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2616,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ProcessInfo) GetPid() uint32 {
@@ -2054,7 +2641,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2653,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2666,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 type Event struct {
@@ -2088,6 +2675,7 @@ type Event struct {
 	//
 	//	*Event_Oom
 	//	*Event_Listen
+	//	*Event_Socket
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2095,7 +2683,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2695,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2708,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -2148,6 +2736,15 @@ func (x *Event) GetListen() *ListenEvent {
 	return nil
 }
 
+func (x *Event) GetSocket() *SocketEvent {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Socket); ok {
+			return x.Socket
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2160,9 +2757,70 @@ type Event_Listen struct {
 	Listen *ListenEvent `protobuf:"bytes,2,opt,name=listen,proto3,oneof"`
 }
 
+type Event_Socket struct {
+	Socket *SocketEvent `protobuf:"bytes,3,opt,name=socket,proto3,oneof"`
+}
+
 func (*Event_Oom) isEvent_Event() {}
 
 func (*Event_Listen) isEvent_Event() {}
+
+func (*Event_Socket) isEvent_Event() {}
+
+// A SocketEvent tells that a process of the guest has connected to a socket which
+// stands for one of the host.
+type SocketEvent struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	SocketId string                 `protobuf:"bytes,1,opt,name=socket_id,json=socketId,proto3" json:"socket_id,omitempty"`
+	// By which the host claims the connection; never used twice in a guest's life.
+	Connection    uint64 `protobuf:"varint,2,opt,name=connection,proto3" json:"connection,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SocketEvent) Reset() {
+	*x = SocketEvent{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SocketEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SocketEvent) ProtoMessage() {}
+
+func (x *SocketEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SocketEvent.ProtoReflect.Descriptor instead.
+func (*SocketEvent) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *SocketEvent) GetSocketId() string {
+	if x != nil {
+		return x.SocketId
+	}
+	return ""
+}
+
+func (x *SocketEvent) GetConnection() uint64 {
+	if x != nil {
+		return x.Connection
+	}
+	return 0
+}
 
 // A ListenEvent tells that a port of the guest takes, or no longer takes, what
 // comes from outside.
@@ -2181,7 +2839,7 @@ type ListenEvent struct {
 
 func (x *ListenEvent) Reset() {
 	*x = ListenEvent{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2193,7 +2851,7 @@ func (x *ListenEvent) String() string {
 func (*ListenEvent) ProtoMessage() {}
 
 func (x *ListenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2206,7 +2864,7 @@ func (x *ListenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenEvent.ProtoReflect.Descriptor instead.
 func (*ListenEvent) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListenEvent) GetProtocol() ListenEvent_Protocol {
@@ -2246,7 +2904,7 @@ type OOMEvent struct {
 
 func (x *OOMEvent) Reset() {
 	*x = OOMEvent{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2258,7 +2916,7 @@ func (x *OOMEvent) String() string {
 func (*OOMEvent) ProtoMessage() {}
 
 func (x *OOMEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2271,7 +2929,7 @@ func (x *OOMEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOMEvent.ProtoReflect.Descriptor instead.
 func (*OOMEvent) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *OOMEvent) GetContainerId() string {
@@ -2340,15 +2998,52 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\x03mac\x18\x03 \x01(\tR\x03mac\"0\n" +
 	"\x06Sysctl\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xb8\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xd2\x02\n" +
 	"\aStorage\x12/\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1b.husk.agent.v1.Storage.KindR\x04kind\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
 	"\x06target\x18\x03 \x01(\tR\x06target\x12\x1b\n" +
-	"\tread_only\x18\x04 \x01(\bR\breadOnly\"/\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x05 \x01(\x04R\tsizeBytes\x12\x12\n" +
+	"\x04mode\x18\x06 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\a \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\b \x01(\rR\x03gid\x12\x1d\n" +
+	"\n" +
+	"page_bytes\x18\t \x01(\x04R\tpageBytes\"S\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x11\n" +
-	"\rKIND_VIRTIOFS\x10\x01\"-\n" +
+	"\rKIND_VIRTIOFS\x10\x01\x12\x0e\n" +
+	"\n" +
+	"KIND_TMPFS\x10\x02\x12\x12\n" +
+	"\x0eKIND_HUGETLBFS\x10\x03\"\x83\x01\n" +
+	"\x13MountStorageRequest\x120\n" +
+	"\astorage\x18\x01 \x01(\v2\x16.husk.agent.v1.StorageR\astorage\x12:\n" +
+	"\vdirectories\x18\x02 \x03(\v2\x18.husk.agent.v1.DirectoryR\vdirectories\"W\n" +
+	"\tDirectory\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\"\x16\n" +
+	"\x14MountStorageResponse\"/\n" +
+	"\x15UnmountStorageRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\"\x18\n" +
+	"\x16UnmountStorageResponse\"\x96\x01\n" +
+	"\x13ListenSocketRequest\x12\x1b\n" +
+	"\tsocket_id\x18\x01 \x01(\tR\bsocketId\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
+	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x04 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x05 \x01(\rR\x03gid\x12\x12\n" +
+	"\x04over\x18\x06 \x01(\tR\x04over\"\x16\n" +
+	"\x14ListenSocketResponse\"1\n" +
+	"\x12CloseSocketRequest\x12\x1b\n" +
+	"\tsocket_id\x18\x01 \x01(\tR\bsocketId\"\x15\n" +
+	"\x13CloseSocketResponse\"^\n" +
+	"\x16HoldFileSystemsRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12!\n" +
+	"\ffile_systems\x18\x02 \x03(\tR\vfileSystems\"\x19\n" +
+	"\x17HoldFileSystemsResponse\"-\n" +
 	"\x10SyncClockRequest\x12\x19\n" +
 	"\bclock_ns\x18\x01 \x01(\x03R\aclockNs\"\x13\n" +
 	"\x11SyncClockResponse\"\x11\n" +
@@ -2411,11 +3106,17 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\vProcessInfo\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\x14\n" +
-	"\x12WatchEventsRequest\"s\n" +
+	"\x12WatchEventsRequest\"\xa9\x01\n" +
 	"\x05Event\x12+\n" +
 	"\x03oom\x18\x01 \x01(\v2\x17.husk.agent.v1.OOMEventH\x00R\x03oom\x124\n" +
-	"\x06listen\x18\x02 \x01(\v2\x1a.husk.agent.v1.ListenEventH\x00R\x06listenB\a\n" +
-	"\x05event\"\xde\x01\n" +
+	"\x06listen\x18\x02 \x01(\v2\x1a.husk.agent.v1.ListenEventH\x00R\x06listen\x124\n" +
+	"\x06socket\x18\x03 \x01(\v2\x1a.husk.agent.v1.SocketEventH\x00R\x06socketB\a\n" +
+	"\x05event\"J\n" +
+	"\vSocketEvent\x12\x1b\n" +
+	"\tsocket_id\x18\x01 \x01(\tR\bsocketId\x12\x1e\n" +
+	"\n" +
+	"connection\x18\x02 \x01(\x04R\n" +
+	"connection\"\xde\x01\n" +
 	"\vListenEvent\x12?\n" +
 	"\bprotocol\x18\x01 \x01(\x0e2#.husk.agent.v1.ListenEvent.ProtocolR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
@@ -2426,11 +3127,16 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\fPROTOCOL_TCP\x10\x01\x12\x10\n" +
 	"\fPROTOCOL_UDP\x10\x02\"-\n" +
 	"\bOOMEvent\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId2\xb5\t\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId2\xfe\f\n" +
 	"\x05Agent\x12B\n" +
 	"\x05Hello\x12\x1b.husk.agent.v1.HelloRequest\x1a\x1c.husk.agent.v1.HelloResponse\x12N\n" +
 	"\tConfigure\x12\x1f.husk.agent.v1.ConfigureRequest\x1a .husk.agent.v1.ConfigureResponse\x12Z\n" +
-	"\rUpdateNetwork\x12#.husk.agent.v1.UpdateNetworkRequest\x1a$.husk.agent.v1.UpdateNetworkResponse\x12N\n" +
+	"\rUpdateNetwork\x12#.husk.agent.v1.UpdateNetworkRequest\x1a$.husk.agent.v1.UpdateNetworkResponse\x12W\n" +
+	"\fMountStorage\x12\".husk.agent.v1.MountStorageRequest\x1a#.husk.agent.v1.MountStorageResponse\x12]\n" +
+	"\x0eUnmountStorage\x12$.husk.agent.v1.UnmountStorageRequest\x1a%.husk.agent.v1.UnmountStorageResponse\x12W\n" +
+	"\fListenSocket\x12\".husk.agent.v1.ListenSocketRequest\x1a#.husk.agent.v1.ListenSocketResponse\x12T\n" +
+	"\vCloseSocket\x12!.husk.agent.v1.CloseSocketRequest\x1a\".husk.agent.v1.CloseSocketResponse\x12`\n" +
+	"\x0fHoldFileSystems\x12%.husk.agent.v1.HoldFileSystemsRequest\x1a&.husk.agent.v1.HoldFileSystemsResponse\x12N\n" +
 	"\tSyncClock\x12\x1f.husk.agent.v1.SyncClockRequest\x1a .husk.agent.v1.SyncClockResponse\x12K\n" +
 	"\bShutdown\x12\x1e.husk.agent.v1.ShutdownRequest\x1a\x1f.husk.agent.v1.ShutdownResponse\x12`\n" +
 	"\x0fCreateContainer\x12%.husk.agent.v1.CreateContainerRequest\x1a&.husk.agent.v1.CreateContainerResponse\x12]\n" +
@@ -2456,7 +3162,7 @@ func file_protocols_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_protocols_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_protocols_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_protocols_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_protocols_agent_v1_agent_proto_goTypes = []any{
 	(Storage_Kind)(0),               // 0: husk.agent.v1.Storage.Kind
 	(ListenEvent_Protocol)(0),       // 1: husk.agent.v1.ListenEvent.Protocol
@@ -2472,32 +3178,44 @@ var file_protocols_agent_v1_agent_proto_goTypes = []any{
 	(*Neighbour)(nil),               // 11: husk.agent.v1.Neighbour
 	(*Sysctl)(nil),                  // 12: husk.agent.v1.Sysctl
 	(*Storage)(nil),                 // 13: husk.agent.v1.Storage
-	(*SyncClockRequest)(nil),        // 14: husk.agent.v1.SyncClockRequest
-	(*SyncClockResponse)(nil),       // 15: husk.agent.v1.SyncClockResponse
-	(*ShutdownRequest)(nil),         // 16: husk.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 17: husk.agent.v1.ShutdownResponse
-	(*Streams)(nil),                 // 18: husk.agent.v1.Streams
-	(*CreateContainerRequest)(nil),  // 19: husk.agent.v1.CreateContainerRequest
-	(*CreateContainerResponse)(nil), // 20: husk.agent.v1.CreateContainerResponse
-	(*StartContainerRequest)(nil),   // 21: husk.agent.v1.StartContainerRequest
-	(*StartContainerResponse)(nil),  // 22: husk.agent.v1.StartContainerResponse
-	(*ExecProcessRequest)(nil),      // 23: husk.agent.v1.ExecProcessRequest
-	(*ExecProcessResponse)(nil),     // 24: husk.agent.v1.ExecProcessResponse
-	(*SignalProcessRequest)(nil),    // 25: husk.agent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),   // 26: husk.agent.v1.SignalProcessResponse
-	(*WaitProcessRequest)(nil),      // 27: husk.agent.v1.WaitProcessRequest
-	(*WaitProcessResponse)(nil),     // 28: husk.agent.v1.WaitProcessResponse
-	(*ResizeTTYRequest)(nil),        // 29: husk.agent.v1.ResizeTTYRequest
-	(*ResizeTTYResponse)(nil),       // 30: husk.agent.v1.ResizeTTYResponse
-	(*RemoveContainerRequest)(nil),  // 31: husk.agent.v1.RemoveContainerRequest
-	(*RemoveContainerResponse)(nil), // 32: husk.agent.v1.RemoveContainerResponse
-	(*ListProcessesRequest)(nil),    // 33: husk.agent.v1.ListProcessesRequest
-	(*ListProcessesResponse)(nil),   // 34: husk.agent.v1.ListProcessesResponse
-	(*ProcessInfo)(nil),             // 35: husk.agent.v1.ProcessInfo
-	(*WatchEventsRequest)(nil),      // 36: husk.agent.v1.WatchEventsRequest
-	(*Event)(nil),                   // 37: husk.agent.v1.Event
-	(*ListenEvent)(nil),             // 38: husk.agent.v1.ListenEvent
-	(*OOMEvent)(nil),                // 39: husk.agent.v1.OOMEvent
+	(*MountStorageRequest)(nil),     // 14: husk.agent.v1.MountStorageRequest
+	(*Directory)(nil),               // 15: husk.agent.v1.Directory
+	(*MountStorageResponse)(nil),    // 16: husk.agent.v1.MountStorageResponse
+	(*UnmountStorageRequest)(nil),   // 17: husk.agent.v1.UnmountStorageRequest
+	(*UnmountStorageResponse)(nil),  // 18: husk.agent.v1.UnmountStorageResponse
+	(*ListenSocketRequest)(nil),     // 19: husk.agent.v1.ListenSocketRequest
+	(*ListenSocketResponse)(nil),    // 20: husk.agent.v1.ListenSocketResponse
+	(*CloseSocketRequest)(nil),      // 21: husk.agent.v1.CloseSocketRequest
+	(*CloseSocketResponse)(nil),     // 22: husk.agent.v1.CloseSocketResponse
+	(*HoldFileSystemsRequest)(nil),  // 23: husk.agent.v1.HoldFileSystemsRequest
+	(*HoldFileSystemsResponse)(nil), // 24: husk.agent.v1.HoldFileSystemsResponse
+	(*SyncClockRequest)(nil),        // 25: husk.agent.v1.SyncClockRequest
+	(*SyncClockResponse)(nil),       // 26: husk.agent.v1.SyncClockResponse
+	(*ShutdownRequest)(nil),         // 27: husk.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 28: husk.agent.v1.ShutdownResponse
+	(*Streams)(nil),                 // 29: husk.agent.v1.Streams
+	(*CreateContainerRequest)(nil),  // 30: husk.agent.v1.CreateContainerRequest
+	(*CreateContainerResponse)(nil), // 31: husk.agent.v1.CreateContainerResponse
+	(*StartContainerRequest)(nil),   // 32: husk.agent.v1.StartContainerRequest
+	(*StartContainerResponse)(nil),  // 33: husk.agent.v1.StartContainerResponse
+	(*ExecProcessRequest)(nil),      // 34: husk.agent.v1.ExecProcessRequest
+	(*ExecProcessResponse)(nil),     // 35: husk.agent.v1.ExecProcessResponse
+	(*SignalProcessRequest)(nil),    // 36: husk.agent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),   // 37: husk.agent.v1.SignalProcessResponse
+	(*WaitProcessRequest)(nil),      // 38: husk.agent.v1.WaitProcessRequest
+	(*WaitProcessResponse)(nil),     // 39: husk.agent.v1.WaitProcessResponse
+	(*ResizeTTYRequest)(nil),        // 40: husk.agent.v1.ResizeTTYRequest
+	(*ResizeTTYResponse)(nil),       // 41: husk.agent.v1.ResizeTTYResponse
+	(*RemoveContainerRequest)(nil),  // 42: husk.agent.v1.RemoveContainerRequest
+	(*RemoveContainerResponse)(nil), // 43: husk.agent.v1.RemoveContainerResponse
+	(*ListProcessesRequest)(nil),    // 44: husk.agent.v1.ListProcessesRequest
+	(*ListProcessesResponse)(nil),   // 45: husk.agent.v1.ListProcessesResponse
+	(*ProcessInfo)(nil),             // 46: husk.agent.v1.ProcessInfo
+	(*WatchEventsRequest)(nil),      // 47: husk.agent.v1.WatchEventsRequest
+	(*Event)(nil),                   // 48: husk.agent.v1.Event
+	(*SocketEvent)(nil),             // 49: husk.agent.v1.SocketEvent
+	(*ListenEvent)(nil),             // 50: husk.agent.v1.ListenEvent
+	(*OOMEvent)(nil),                // 51: husk.agent.v1.OOMEvent
 }
 var file_protocols_agent_v1_agent_proto_depIdxs = []int32{
 	13, // 0: husk.agent.v1.ConfigureRequest.storages:type_name -> husk.agent.v1.Storage
@@ -2508,45 +3226,58 @@ var file_protocols_agent_v1_agent_proto_depIdxs = []int32{
 	10, // 5: husk.agent.v1.Network.routes:type_name -> husk.agent.v1.Route
 	11, // 6: husk.agent.v1.Network.neighbours:type_name -> husk.agent.v1.Neighbour
 	0,  // 7: husk.agent.v1.Storage.kind:type_name -> husk.agent.v1.Storage.Kind
-	18, // 8: husk.agent.v1.CreateContainerRequest.streams:type_name -> husk.agent.v1.Streams
-	18, // 9: husk.agent.v1.ExecProcessRequest.streams:type_name -> husk.agent.v1.Streams
-	35, // 10: husk.agent.v1.ListProcessesResponse.processes:type_name -> husk.agent.v1.ProcessInfo
-	39, // 11: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOMEvent
-	38, // 12: husk.agent.v1.Event.listen:type_name -> husk.agent.v1.ListenEvent
-	1,  // 13: husk.agent.v1.ListenEvent.protocol:type_name -> husk.agent.v1.ListenEvent.Protocol
-	2,  // 14: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	4,  // 15: husk.agent.v1.Agent.Configure:input_type -> husk.agent.v1.ConfigureRequest
-	6,  // 16: husk.agent.v1.Agent.UpdateNetwork:input_type -> husk.agent.v1.UpdateNetworkRequest
-	14, // 17: husk.agent.v1.Agent.SyncClock:input_type -> husk.agent.v1.SyncClockRequest
-	16, // 18: husk.agent.v1.Agent.Shutdown:input_type -> husk.agent.v1.ShutdownRequest
-	19, // 19: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	21, // 20: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.StartContainerRequest
-	23, // 21: husk.agent.v1.Agent.ExecProcess:input_type -> husk.agent.v1.ExecProcessRequest
-	25, // 22: husk.agent.v1.Agent.SignalProcess:input_type -> husk.agent.v1.SignalProcessRequest
-	27, // 23: husk.agent.v1.Agent.WaitProcess:input_type -> husk.agent.v1.WaitProcessRequest
-	29, // 24: husk.agent.v1.Agent.ResizeTTY:input_type -> husk.agent.v1.ResizeTTYRequest
-	31, // 25: husk.agent.v1.Agent.RemoveContainer:input_type -> husk.agent.v1.RemoveContainerRequest
-	33, // 26: husk.agent.v1.Agent.ListProcesses:input_type -> husk.agent.v1.ListProcessesRequest
-	36, // 27: husk.agent.v1.Agent.WatchEvents:input_type -> husk.agent.v1.WatchEventsRequest
-	3,  // 28: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	5,  // 29: husk.agent.v1.Agent.Configure:output_type -> husk.agent.v1.ConfigureResponse
-	7,  // 30: husk.agent.v1.Agent.UpdateNetwork:output_type -> husk.agent.v1.UpdateNetworkResponse
-	15, // 31: husk.agent.v1.Agent.SyncClock:output_type -> husk.agent.v1.SyncClockResponse
-	17, // 32: husk.agent.v1.Agent.Shutdown:output_type -> husk.agent.v1.ShutdownResponse
-	20, // 33: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	22, // 34: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.StartContainerResponse
-	24, // 35: husk.agent.v1.Agent.ExecProcess:output_type -> husk.agent.v1.ExecProcessResponse
-	26, // 36: husk.agent.v1.Agent.SignalProcess:output_type -> husk.agent.v1.SignalProcessResponse
-	28, // 37: husk.agent.v1.Agent.WaitProcess:output_type -> husk.agent.v1.WaitProcessResponse
-	30, // 38: husk.agent.v1.Agent.ResizeTTY:output_type -> husk.agent.v1.ResizeTTYResponse
-	32, // 39: husk.agent.v1.Agent.RemoveContainer:output_type -> husk.agent.v1.RemoveContainerResponse
-	34, // 40: husk.agent.v1.Agent.ListProcesses:output_type -> husk.agent.v1.ListProcessesResponse
-	37, // 41: husk.agent.v1.Agent.WatchEvents:output_type -> husk.agent.v1.Event
-	28, // [28:42] is the sub-list for method output_type
-	14, // [14:28] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	13, // 8: husk.agent.v1.MountStorageRequest.storage:type_name -> husk.agent.v1.Storage
+	15, // 9: husk.agent.v1.MountStorageRequest.directories:type_name -> husk.agent.v1.Directory
+	29, // 10: husk.agent.v1.CreateContainerRequest.streams:type_name -> husk.agent.v1.Streams
+	29, // 11: husk.agent.v1.ExecProcessRequest.streams:type_name -> husk.agent.v1.Streams
+	46, // 12: husk.agent.v1.ListProcessesResponse.processes:type_name -> husk.agent.v1.ProcessInfo
+	51, // 13: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOMEvent
+	50, // 14: husk.agent.v1.Event.listen:type_name -> husk.agent.v1.ListenEvent
+	49, // 15: husk.agent.v1.Event.socket:type_name -> husk.agent.v1.SocketEvent
+	1,  // 16: husk.agent.v1.ListenEvent.protocol:type_name -> husk.agent.v1.ListenEvent.Protocol
+	2,  // 17: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	4,  // 18: husk.agent.v1.Agent.Configure:input_type -> husk.agent.v1.ConfigureRequest
+	6,  // 19: husk.agent.v1.Agent.UpdateNetwork:input_type -> husk.agent.v1.UpdateNetworkRequest
+	14, // 20: husk.agent.v1.Agent.MountStorage:input_type -> husk.agent.v1.MountStorageRequest
+	17, // 21: husk.agent.v1.Agent.UnmountStorage:input_type -> husk.agent.v1.UnmountStorageRequest
+	19, // 22: husk.agent.v1.Agent.ListenSocket:input_type -> husk.agent.v1.ListenSocketRequest
+	21, // 23: husk.agent.v1.Agent.CloseSocket:input_type -> husk.agent.v1.CloseSocketRequest
+	23, // 24: husk.agent.v1.Agent.HoldFileSystems:input_type -> husk.agent.v1.HoldFileSystemsRequest
+	25, // 25: husk.agent.v1.Agent.SyncClock:input_type -> husk.agent.v1.SyncClockRequest
+	27, // 26: husk.agent.v1.Agent.Shutdown:input_type -> husk.agent.v1.ShutdownRequest
+	30, // 27: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	32, // 28: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.StartContainerRequest
+	34, // 29: husk.agent.v1.Agent.ExecProcess:input_type -> husk.agent.v1.ExecProcessRequest
+	36, // 30: husk.agent.v1.Agent.SignalProcess:input_type -> husk.agent.v1.SignalProcessRequest
+	38, // 31: husk.agent.v1.Agent.WaitProcess:input_type -> husk.agent.v1.WaitProcessRequest
+	40, // 32: husk.agent.v1.Agent.ResizeTTY:input_type -> husk.agent.v1.ResizeTTYRequest
+	42, // 33: husk.agent.v1.Agent.RemoveContainer:input_type -> husk.agent.v1.RemoveContainerRequest
+	44, // 34: husk.agent.v1.Agent.ListProcesses:input_type -> husk.agent.v1.ListProcessesRequest
+	47, // 35: husk.agent.v1.Agent.WatchEvents:input_type -> husk.agent.v1.WatchEventsRequest
+	3,  // 36: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	5,  // 37: husk.agent.v1.Agent.Configure:output_type -> husk.agent.v1.ConfigureResponse
+	7,  // 38: husk.agent.v1.Agent.UpdateNetwork:output_type -> husk.agent.v1.UpdateNetworkResponse
+	16, // 39: husk.agent.v1.Agent.MountStorage:output_type -> husk.agent.v1.MountStorageResponse
+	18, // 40: husk.agent.v1.Agent.UnmountStorage:output_type -> husk.agent.v1.UnmountStorageResponse
+	20, // 41: husk.agent.v1.Agent.ListenSocket:output_type -> husk.agent.v1.ListenSocketResponse
+	22, // 42: husk.agent.v1.Agent.CloseSocket:output_type -> husk.agent.v1.CloseSocketResponse
+	24, // 43: husk.agent.v1.Agent.HoldFileSystems:output_type -> husk.agent.v1.HoldFileSystemsResponse
+	26, // 44: husk.agent.v1.Agent.SyncClock:output_type -> husk.agent.v1.SyncClockResponse
+	28, // 45: husk.agent.v1.Agent.Shutdown:output_type -> husk.agent.v1.ShutdownResponse
+	31, // 46: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	33, // 47: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.StartContainerResponse
+	35, // 48: husk.agent.v1.Agent.ExecProcess:output_type -> husk.agent.v1.ExecProcessResponse
+	37, // 49: husk.agent.v1.Agent.SignalProcess:output_type -> husk.agent.v1.SignalProcessResponse
+	39, // 50: husk.agent.v1.Agent.WaitProcess:output_type -> husk.agent.v1.WaitProcessResponse
+	41, // 51: husk.agent.v1.Agent.ResizeTTY:output_type -> husk.agent.v1.ResizeTTYResponse
+	43, // 52: husk.agent.v1.Agent.RemoveContainer:output_type -> husk.agent.v1.RemoveContainerResponse
+	45, // 53: husk.agent.v1.Agent.ListProcesses:output_type -> husk.agent.v1.ListProcessesResponse
+	48, // 54: husk.agent.v1.Agent.WatchEvents:output_type -> husk.agent.v1.Event
+	36, // [36:55] is the sub-list for method output_type
+	17, // [17:36] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_protocols_agent_v1_agent_proto_init() }
@@ -2554,9 +3285,10 @@ func file_protocols_agent_v1_agent_proto_init() {
 	if File_protocols_agent_v1_agent_proto != nil {
 		return
 	}
-	file_protocols_agent_v1_agent_proto_msgTypes[35].OneofWrappers = []any{
+	file_protocols_agent_v1_agent_proto_msgTypes[46].OneofWrappers = []any{
 		(*Event_Oom)(nil),
 		(*Event_Listen)(nil),
+		(*Event_Socket)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2564,7 +3296,7 @@ func file_protocols_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_protocols_agent_v1_agent_proto_rawDesc), len(file_protocols_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   38,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

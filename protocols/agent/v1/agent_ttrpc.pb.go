@@ -11,6 +11,11 @@ type AgentService interface {
 	Hello(context.Context, *HelloRequest) (*HelloResponse, error)
 	Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error)
 	UpdateNetwork(context.Context, *UpdateNetworkRequest) (*UpdateNetworkResponse, error)
+	MountStorage(context.Context, *MountStorageRequest) (*MountStorageResponse, error)
+	UnmountStorage(context.Context, *UnmountStorageRequest) (*UnmountStorageResponse, error)
+	ListenSocket(context.Context, *ListenSocketRequest) (*ListenSocketResponse, error)
+	CloseSocket(context.Context, *CloseSocketRequest) (*CloseSocketResponse, error)
+	HoldFileSystems(context.Context, *HoldFileSystemsRequest) (*HoldFileSystemsResponse, error)
 	SyncClock(context.Context, *SyncClockRequest) (*SyncClockResponse, error)
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
@@ -60,6 +65,41 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.UpdateNetwork(ctx, &req)
+			},
+			"MountStorage": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req MountStorageRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.MountStorage(ctx, &req)
+			},
+			"UnmountStorage": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req UnmountStorageRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.UnmountStorage(ctx, &req)
+			},
+			"ListenSocket": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ListenSocketRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.ListenSocket(ctx, &req)
+			},
+			"CloseSocket": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req CloseSocketRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.CloseSocket(ctx, &req)
+			},
+			"HoldFileSystems": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req HoldFileSystemsRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.HoldFileSystems(ctx, &req)
 			},
 			"SyncClock": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req SyncClockRequest
@@ -152,6 +192,11 @@ type AgentClient interface {
 	Hello(context.Context, *HelloRequest) (*HelloResponse, error)
 	Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error)
 	UpdateNetwork(context.Context, *UpdateNetworkRequest) (*UpdateNetworkResponse, error)
+	MountStorage(context.Context, *MountStorageRequest) (*MountStorageResponse, error)
+	UnmountStorage(context.Context, *UnmountStorageRequest) (*UnmountStorageResponse, error)
+	ListenSocket(context.Context, *ListenSocketRequest) (*ListenSocketResponse, error)
+	CloseSocket(context.Context, *CloseSocketRequest) (*CloseSocketResponse, error)
+	HoldFileSystems(context.Context, *HoldFileSystemsRequest) (*HoldFileSystemsResponse, error)
 	SyncClock(context.Context, *SyncClockRequest) (*SyncClockResponse, error)
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
@@ -194,6 +239,46 @@ func (c *agentClient) Configure(ctx context.Context, req *ConfigureRequest) (*Co
 func (c *agentClient) UpdateNetwork(ctx context.Context, req *UpdateNetworkRequest) (*UpdateNetworkResponse, error) {
 	var resp UpdateNetworkResponse
 	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "UpdateNetwork", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) MountStorage(ctx context.Context, req *MountStorageRequest) (*MountStorageResponse, error) {
+	var resp MountStorageResponse
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "MountStorage", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) UnmountStorage(ctx context.Context, req *UnmountStorageRequest) (*UnmountStorageResponse, error) {
+	var resp UnmountStorageResponse
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "UnmountStorage", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) ListenSocket(ctx context.Context, req *ListenSocketRequest) (*ListenSocketResponse, error) {
+	var resp ListenSocketResponse
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "ListenSocket", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) CloseSocket(ctx context.Context, req *CloseSocketRequest) (*CloseSocketResponse, error) {
+	var resp CloseSocketResponse
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "CloseSocket", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) HoldFileSystems(ctx context.Context, req *HoldFileSystemsRequest) (*HoldFileSystemsResponse, error) {
+	var resp HoldFileSystemsResponse
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "HoldFileSystems", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -29,6 +29,13 @@ const (
 	// SharedShm is the guest directory that is the /dev/shm of containers which
 	// share the IPC namespace: they bind it. It is there from Configure on.
 	SharedShm = GuestDir + "/shm"
+	// VolumesDir holds the sandbox's volumes that are the guest's own: memory, huge
+	// pages.
+	VolumesDir = GuestDir + "/volumes"
+	// CopiesDir holds what is copied from the host, and kept as it is there.
+	CopiesDir = GuestDir + "/copies"
+	// SocketsDir holds the sockets that stand for sockets of the host.
+	SocketsDir = GuestDir + "/sockets"
 
 	maxIDLen       = 128
 	maxTextLen     = 128
@@ -235,23 +242,6 @@ func (m *Sysctl) Validate() error {
 	return nil
 }
 
-// Validate implements the rules of the protocol.
-func (m *Storage) Validate() error {
-	if m.GetKind() != Storage_KIND_VIRTIOFS {
-		return invalid("storage kind %d is not known", m.GetKind())
-	}
-	if m.GetSource() == "" {
-		return invalid("storage has no source: name a virtio-fs tag")
-	}
-	if err := validText("storage source", m.GetSource(), maxTag); err != nil {
-		return err
-	}
-	if !Below(m.GetTarget(), GuestDir) {
-		return invalid("storage target %q is not a clean path below %s", m.GetTarget(), GuestDir)
-	}
-	return nil
-}
-
 // Below tells whether p is a clean absolute path strictly below dir. It does
 // not look at the file system.
 func Below(p, dir string) bool {
@@ -298,13 +288,8 @@ func (m *CreateContainerRequest) Validate() error {
 	if n := len(m.GetSpec()); n == 0 || n > MaxSpecBytes {
 		return invalid("spec has %d bytes, want 1 to %d", n, MaxSpecBytes)
 	}
-	if n := len(m.GetFileSystems()); n > maxFileSystems {
-		return invalid("%d file_systems, at most %d", n, maxFileSystems)
-	}
-	for _, p := range m.GetFileSystems() {
-		if !Below(p, GuestDir) {
-			return invalid("file_systems: %q is not a clean path below %s", p, GuestDir)
-		}
+	if err := validFileSystems(m.GetFileSystems()); err != nil {
+		return err
 	}
 	return m.GetStreams().Validate()
 }

@@ -12,6 +12,8 @@ func (m *Event) Validate() error {
 		return e.Oom.Validate()
 	case *Event_Listen:
 		return e.Listen.Validate()
+	case *Event_Socket:
+		return e.Socket.Validate()
 	default:
 		return invalid("event of a kind that is not known")
 	}
