@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -25,6 +24,7 @@ import (
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
 	"github.com/husk-containers/husk/virtcontainers/streams"
+	"github.com/husk-containers/husk/virtcontainers/volume"
 )
 
 // hostStep bounds one step of a container's teardown on the host.
@@ -54,7 +54,8 @@ type Container struct {
 	sandbox    *Sandbox
 	undo       undo.Stack
 	init       *Process
-	created    time.Duration // what its creation took once the guest was ready
+	mounts     []*volume.Mount // as create makes them
+	created    time.Duration   // what its creation took once the guest was ready
 
 	// oomAt is when an OOM was last told of; it is watchEvents' own.
 	oomAt time.Time
@@ -128,8 +129,7 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 	if err := s.checkSysctls(plan.Sysctls); err != nil {
 		return err
 	}
-	shared, err := c.share(cfg.Rootfs, plan)
-	if err != nil {
+	if err := c.share(ctx, cfg.Rootfs, plan); err != nil {
 		return err
 	}
 	prepared := time.Now()
@@ -137,6 +137,10 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 		return err
 	}
 	booted := time.Now()
+	shared, err := c.readyMounts(ctx)
+	if err != nil {
+		return err
+	}
 	raw, err := json.Marshal(plan.Spec)
 	if err != nil {
 		return err
@@ -211,40 +215,70 @@ func (c *Container) note(notes []string) {
 	}
 }
 
-// share puts the root file system and the bind mounts where the guest sees them,
-// and returns the guest's directories at which file systems appear.
-func (c *Container) share(rootfs []mount.Mount, plan *spec.Plan) ([]string, error) {
-	share, err := storage.New(filepath.Join(c.sandbox.privateDir(), c.id), c.bundle, c.sandbox.clone)
+// share puts the root file system where the guest sees it, and does on the host what
+// the mounts need.
+func (c *Container) share(ctx context.Context, rootfs []mount.Mount, plan *spec.Plan) error {
+	s := c.sandbox
+	share, err := storage.New(filepath.Join(s.privateDir(), c.id), c.bundle, s.clone)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	c.undo.Push("unshare file systems", hostStep, func(context.Context) error { return share.Close() })
+	c.undo.Push("unshare the root file system", hostStep, func(context.Context) error { return share.Close() })
 	if plan.Shm != nil {
-		size, tmpfs, err := share.Tmpfs(*plan.Shm)
+		size, tmpfs, err := volume.Tmpfs(plan.Shm, c.bundle, s.clone)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if tmpfs {
 			plan.GuestShm(size)
 		}
 	}
 	if err := share.Rootfs(rootfs, plan.RootPath); err != nil {
-		return nil, err
+		return err
 	}
-	for i, b := range plan.Binds {
+	user := volume.User{Bundle: c.bundle, Spec: plan.Spec}
+	for _, b := range plan.Binds {
 		if b.Unused {
 			continue
 		}
-		if err := share.Bind(i, b); err != nil {
-			return nil, err
+		m, err := s.volumes.Add(ctx, user, b)
+		if err != nil {
+			return err
 		}
+		c.mounts = append(c.mounts, m)
+		c.undo.Push("give up "+b.Field, hostStep, m.Release)
 	}
-	below, err := share.FileSystems()
+	return nil
+}
+
+// readyMounts does in the guest what the mounts need, and returns the guest's
+// directories at which file systems of the host appear, each after the one that it is
+// below.
+func (c *Container) readyMounts(ctx context.Context) ([]string, error) {
+	private := c.sandbox.privateDir()
+	rootfs, err := storage.FileSystems(filepath.Join(private, c.id))
 	if err != nil {
 		return nil, err
 	}
-	for i, dir := range below {
-		below[i] = path.Join(spec.GuestShare, c.id, dir)
+	var below []string
+	for _, dir := range rootfs {
+		below = append(below, spec.GuestShare+dir[len(private):])
+	}
+	errs := make([]error, len(c.mounts))
+	var work sync.WaitGroup
+	for i, m := range c.mounts {
+		work.Go(func() { errs[i] = m.Ready(ctx) })
+	}
+	work.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	for _, m := range c.mounts {
+		dirs, err := m.FileSystems()
+		if err != nil {
+			return nil, err
+		}
+		below = append(below, dirs...)
 	}
 	return below, nil
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
 	"github.com/husk-containers/husk/virtcontainers/uplink"
+	"github.com/husk-containers/husk/virtcontainers/volume"
 )
 
 // Options is what a sandbox is made of.
@@ -77,6 +78,7 @@ type Sandbox struct {
 	shmBytes uint64 // of /dev/shm, where containers share it; 0: the agent's default
 	files    string // directory of the files that containers of the pod share; empty: they bring them
 	uplink   *uplink.Uplink
+	volumes  *volume.Table
 
 	guest    *guest.Guest
 	stopOnce sync.Once
@@ -105,6 +107,9 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
+	if o.Clone == nil {
+		o.Clone = storage.CloneHere
+	}
 	if err := o.readSpec(); err != nil {
 		return nil, fmt.Errorf("sandbox %q: %w", o.ID, err)
 	}
@@ -130,6 +135,7 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 		StopTimeout: o.Config.Runtime.StopTimeout.Duration, Began: o.Began, Log: o.Log,
 	})
 	s.undo.Push("end the guest", hostStep, s.guest.Close)
+	s.volumes = volume.New(volume.Options{Private: s.privateDir(), Stage: s.dir, Clone: s.clone, Guest: s.guest, Log: o.Log})
 	return s, nil
 }
 
@@ -146,7 +152,7 @@ func (o *Options) readSpec() error {
 		}
 		o.Network, o.Sysctls = plan.Network, plan.Sysctls
 		if plan.Shm != nil {
-			size, tmpfs, err := storage.Tmpfs(*plan.Shm, o.Bundle, o.Clone)
+			size, tmpfs, err := volume.Tmpfs(plan.Shm, o.Bundle, o.Clone)
 			if err != nil {
 				return err
 			}
@@ -196,6 +202,9 @@ func (s *Sandbox) prepare(bundle string) error {
 	}
 	s.undo.Push("remove the directory", hostStep, func(context.Context) error { return storage.RemoveTree(s.dir) })
 	if err := storage.Expose(s.privateDir(), s.shareDir()); err != nil {
+		return err
+	}
+	if err := os.Mkdir(filepath.Join(s.privateDir(), volume.Dir), 0o755); err != nil {
 		return err
 	}
 	s.undo.Push("take back the containers", hostStep, s.dropContainers)

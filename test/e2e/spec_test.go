@@ -171,7 +171,7 @@ func TestFileSystemsOutliveTheContainersLastProcess(t *testing.T) {
 				e.Error(err)
 			}
 		})
-		r := e.runSpec("awk '$5 ~ /share.run-/ { print $5 }' /proc/1/mountinfo", func(s *specs.Spec) {
+		r := e.runSpec("awk '$5 ~ /share\\/(.volumes|run-)/ { print $5 }' /proc/1/mountinfo", func(s *specs.Spec) {
 			// The guest's processes, and leave to look at its first.
 			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.PIDNamespace })
 			for _, set := range []*[]string{&s.Process.Capabilities.Bounding, &s.Process.Capabilities.Effective, &s.Process.Capabilities.Permitted} {
@@ -180,8 +180,8 @@ func TestFileSystemsOutliveTheContainersLastProcess(t *testing.T) {
 			s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/mnt", Type: "bind", Source: host, Options: []string{"rbind"}})
 		})
-		dir := "/run/husk/share/" + e.d.ID("run")
-		want := []string{dir + "/mnt/0", dir + "/mnt/0/below", dir + "/rootfs"}
+		dir := "/run/husk/share/"
+		want := []string{dir + ".volumes/1", dir + ".volumes/1/below", dir + e.d.ID("run") + "/rootfs"}
 		if got := lines(r.stdout); !slices.Equal(slices.Sorted(slices.Values(got)), want) {
 			e.Errorf("the agent holds %q, want %q: %v", got, want, r)
 		}

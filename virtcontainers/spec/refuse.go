@@ -91,10 +91,10 @@ func refuseNamespaces(nss []specs.LinuxNamespace, pod bool) []error {
 	return errs
 }
 
-// staticChar tells whether a character device's number means the same in every
+// StaticChar tells whether a character device's number means the same in every
 // Linux kernel: memory devices, consoles, and the miscellaneous devices whose
 // minor is not given out at run time (Documentation/admin-guide/devices.txt).
-func staticChar(major, minor int64) bool {
+func StaticChar(major, minor int64) bool {
 	switch major {
 	case 1, 5:
 		return true
@@ -107,7 +107,7 @@ func staticChar(major, minor int64) bool {
 func refuseDevices(devices []specs.LinuxDevice) []error {
 	var errs []error
 	for i, d := range devices {
-		if d.Type == "p" || (d.Type == "c" || d.Type == "u") && staticChar(d.Major, d.Minor) {
+		if d.Type == "p" || (d.Type == "c" || d.Type == "u") && StaticChar(d.Major, d.Minor) {
 			continue
 		}
 		errs = append(errs, unsupported(fmt.Sprintf("linux.devices[%d] (%s)", i, d.Path),

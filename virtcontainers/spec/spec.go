@@ -18,13 +18,12 @@ import (
 )
 
 // GuestShare is the guest directory at which the host's share is mounted. Below
-// it each container has a directory with its rootfs and its mounts:
+// it each container has a directory with its rootfs, and each volume is a directory
+// or file, whichever containers mount it:
 //
 //	/run/husk/share/<container>/rootfs
-//	/run/husk/share/<container>/mnt/<n>
+//	/run/husk/share/.volumes/<n>
 const GuestShare = "/run/husk/share"
-
-const shmPath = "/dev/shm"
 
 // cgroupRoot holds the containers' cgroups in the guest.
 const cgroupRoot = "/husk"
@@ -40,8 +39,9 @@ type Plan struct {
 	// RootPath is the host's root.path, as it was: absolute or relative to the
 	// bundle.
 	RootPath string
-	// Binds are the host paths to share, Binds[n] as mnt/n.
-	Binds []Bind
+	// Binds are the host's paths that Spec mounts, each once it is told where the
+	// guest has it.
+	Binds []*Bind
 	// Sysctls are for the guest as a whole: its network is no namespace of the
 	// container's.
 	Sysctls map[string]string
@@ -58,8 +58,6 @@ type Plan struct {
 	// every container, and namespaces of the host that the guest's stand in for.
 	Notes []string
 
-	shm        *specs.Mount // of Spec, what Shm is of
-	shmBind    int          // of Binds, likewise
 	privateIPC bool
 }
 
@@ -71,20 +69,6 @@ type Network struct {
 	Path string
 }
 
-// A Bind is a host path that the guest is to see.
-type Bind struct {
-	// Field names the mount for errors: `mounts[3] (/data)`.
-	Field string
-	// Source is the host path, absolute or relative to the bundle.
-	Source string
-	// Recursive includes the mounts below Source.
-	Recursive bool
-	// ReadOnly is enforced on the host too: the guest is not trusted with it.
-	ReadOnly bool
-	// Unused: the guest has something of its own in its place.
-	Unused bool
-}
-
 // Pod returns what the spec of a pod's sandbox container, which runs nothing in the
 // guest, says of the guest as a whole: its Network, Sysctls and Shm. Its error is that
 // of Transform.
@@ -94,7 +78,7 @@ func Pod(sp *specs.Spec) (*Plan, error) {
 	}
 	p := &Plan{Sysctls: sp.Linux.Sysctl}
 	_, p.Network, _ = namespaces(sp.Linux.Namespaces)
-	mounts, binds, err := mounts(sp.Mounts, "")
+	mounts, binds, err := mounts(sp)
 	if err != nil {
 		return nil, err
 	}
@@ -141,59 +125,16 @@ func Transform(sp *specs.Spec, id string, pod bool) (*Plan, error) {
 		out.Hostname = "" // the name is the sandbox's, whoever joins
 	}
 	linux.Sysctl, p.Sysctls = splitSysctls(sp.Linux.Sysctl, private(specs.IPCNamespace))
-	if out.Mounts, p.Binds, err = mounts(sp.Mounts, id); err != nil {
+	if out.Mounts, p.Binds, err = mounts(sp); err != nil {
 		return nil, err
+	}
+	for _, b := range p.Binds {
+		b.linux = &linux
 	}
 	p.OwnPID = private(specs.PIDNamespace)
 	p.takeShm(out.Mounts, pod, private(specs.IPCNamespace))
 	p.Spec = &out
 	return p, nil
-}
-
-// takeShm finds what is mounted last at /dev/shm. In a pod that goes with the IPC
-// namespace: a tmpfs there is the sandbox's where the namespace is.
-func (p *Plan) takeShm(mounts []specs.Mount, pod, privateIPC bool) {
-	n := -1
-	for i := range mounts {
-		m := &mounts[i]
-		if m.Type == "bind" {
-			n++
-		}
-		if path.Clean(m.Destination) != shmPath {
-			continue
-		}
-		p.Shm, p.shm, p.privateIPC = nil, nil, privateIPC
-		switch {
-		case m.Type == "bind":
-			p.Shm, p.shm, p.shmBind = &p.Binds[n], m, n
-		case m.Type == "tmpfs" && pod && !privateIPC:
-			*m = sharedShm(m.Options)
-		}
-	}
-}
-
-// GuestShm has the container use shared memory of the guest at /dev/shm: the
-// sandbox's where it shares the IPC namespace, or else its own of size bytes.
-func (p *Plan) GuestShm(size uint64) {
-	p.Binds[p.shmBind].Unused = true
-	if !p.privateIPC {
-		*p.shm = sharedShm(p.shm.Options)
-		return
-	}
-	*p.shm = specs.Mount{
-		Destination: shmPath, Type: "tmpfs", Source: "shm",
-		Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", size)},
-	}
-}
-
-// sharedShm is the mount of the sandbox's shared memory, read-only where options
-// say so.
-func sharedShm(options []string) specs.Mount {
-	m := specs.Mount{Destination: shmPath, Type: "bind", Source: agentv1.SharedShm, Options: []string{"rbind", "nosuid", "noexec", "nodev"}}
-	if slices.Contains(options, "ro") {
-		m.Options = append(m.Options, "ro")
-	}
-	return m
 }
 
 // TransformProcess does for one process what Transform does for a spec; field
@@ -288,41 +229,6 @@ func splitSysctls(all map[string]string, privateIPC bool) (container, guest map[
 		}
 	}
 	return container, guest
-}
-
-// guestFilesystems are the mount types that the guest's kernel provides itself.
-var guestFilesystems = []string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "devtmpfs", "ramfs"}
-
-func mounts(in []specs.Mount, id string) ([]specs.Mount, []Bind, error) {
-	var out []specs.Mount
-	var binds []Bind
-	var errs []error
-	for i, m := range in {
-		field := fmt.Sprintf("mounts[%d] (%s)", i, m.Destination)
-		bind := m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
-		switch {
-		case !path.IsAbs(m.Destination):
-			errs = append(errs, fmt.Errorf("%s: the destination is not absolute: %w", field, errdefs.ErrInvalidArgument))
-		case len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0:
-			errs = append(errs, unsupported(field+".uidMappings", "id-mapped mounts"))
-		case bind && m.Source == "":
-			errs = append(errs, fmt.Errorf("%s: a bind mount without a source: %w", field, errdefs.ErrInvalidArgument))
-		case bind:
-			binds = append(binds, Bind{
-				Field: field, Source: m.Source,
-				Recursive: !slices.Contains(m.Options, "bind"),
-				ReadOnly:  slices.Contains(m.Options, "ro") || slices.Contains(m.Options, "rro"),
-			})
-			m.Type = "bind"
-			m.Source = path.Join(GuestShare, id, "mnt", fmt.Sprint(len(binds)-1))
-			out = append(out, m)
-		case slices.Contains(guestFilesystems, m.Type):
-			out = append(out, m)
-		default:
-			errs = append(errs, unsupported(field+".type", fmt.Sprintf("file system type %q", m.Type)))
-		}
-	}
-	return out, binds, join(errs)
 }
 
 // unsupported is the error for a field whose meaning the guest cannot give.

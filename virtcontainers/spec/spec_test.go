@@ -274,7 +274,8 @@ func TestTransformJoinsAPodsNamespaces(t *testing.T) {
 			if got := p.Spec.Mounts[1]; !reflect.DeepEqual(got, tt.shm) {
 				t.Errorf("mount %v, want %v", got, tt.shm)
 			}
-			if p.Spec.Mounts[2].Source != GuestShare+"/c1/mnt/2" || !p.Binds[1].Unused || p.Binds[0].Unused || p.Binds[2].Unused {
+			p.Binds[2].At("/run/husk/b", false)
+			if p.Spec.Mounts[2].Source != "/run/husk/b" || !p.Binds[1].Unused || p.Binds[0].Unused || p.Binds[2].Unused {
 				t.Errorf("mounts %v, binds %v", p.Spec.Mounts, p.Binds)
 			}
 		})

@@ -2,20 +2,19 @@ package storage
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/internal/hostns"
-	"github.com/husk-containers/husk/virtcontainers/spec"
 )
 
 // A host is a directory whose mounts propagate as the shim's do, with a sandbox's
@@ -62,7 +61,7 @@ func (h host) tmpfs(dir string) {
 
 func (h host) newShare() *Share {
 	h.Helper()
-	s, err := New(filepath.Join(h.private, "c"), "/bundle", nil)
+	s, err := New(filepath.Join(h.private, "c"), "/bundle", CloneHere)
 	h.must(err)
 	return s
 }
@@ -79,113 +78,74 @@ func TestTheGuestCannotChangeTheNamesThatTheHostResolves(t *testing.T) {
 	s := h.newShare()
 	src := h.source()
 	h.must(s.Rootfs(nil, src))
-	h.must(s.Bind(0, spec.Bind{Field: "m", Source: src}))
 	elsewhere := h.source()
 	for what, err := range map[string]error{
-		"make a container":          os.Mkdir(filepath.Join(h.share, "d"), 0o700),
-		"make a mount":              os.Mkdir(h.seen("mnt", "1"), 0o700),
-		"make a symlink":            os.Symlink(elsewhere, h.seen("mnt", "1")),
-		"write a file":              write(h.seen("x")),
-		"remove the container":      os.Remove(h.seen()),
-		"move the container away":   os.Rename(h.seen(), filepath.Join(h.share, "d")),
-		"move a directory of mount": os.Rename(h.seen("mnt"), h.seen("mnt2")),
-		"change the mode":           os.Chmod(h.seen("mnt"), 0o777),
+		"make a container":        os.Mkdir(filepath.Join(h.share, "d"), 0o700),
+		"make a mount":            os.Mkdir(h.seen("x"), 0o700),
+		"make a symlink":          os.Symlink(elsewhere, h.seen("x")),
+		"write a file":            write(h.seen("x")),
+		"remove the container":    os.Remove(h.seen()),
+		"move the container away": os.Rename(h.seen(), filepath.Join(h.share, "d")),
+		"change the mode":         os.Chmod(h.seen(), 0o777),
 	} {
 		if !errors.Is(err, unix.EROFS) {
 			t.Errorf("the guest could %s: %v, want EROFS", what, err)
 		}
 	}
 	// A mount point is busy besides, whoever tries.
-	for _, name := range []string{h.seen("rootfs"), h.seen("mnt", "0")} {
-		if err := os.Rename(name, name+"x"); err == nil {
-			t.Errorf("the guest could move %s", name)
-		}
+	if err := os.Rename(h.seen("rootfs"), h.seen("rootfsx")); err == nil {
+		t.Error("the guest could move the rootfs")
 	}
 	h.must(write(h.seen("rootfs", "new"))) // what is mounted below is as writable as it is
-	h.must(write(h.seen("mnt", "0", "new")))
 	h.must(s.Close())
 }
 
-func TestBind(t *testing.T) {
-	h := newHost(t)
-	s := h.newShare()
-	src := h.source()
-	socket := filepath.Join(src, "s")
-	l, err := net.Listen("unix", socket)
-	h.must(err)
-	defer l.Close() //nolint:errcheck // the test's own
-	h.must(unix.Mkfifo(filepath.Join(src, "p"), 0o600))
-	h.must(os.Symlink("f", filepath.Join(src, "link")))
-	for i, tt := range []struct {
-		source   string
-		readOnly bool
-		want     string // of the error
-		class    func(error) bool
-	}{
-		{source: src},
-		{source: src, readOnly: true},
-		{source: filepath.Join(src, "f")},
-		{source: filepath.Join(src, "f"), readOnly: true},
-		{source: filepath.Join(src, "link")},
-		{source: filepath.Join(src, "none"), want: "m: source " + src + "/none does not exist on the host", class: errdefs.IsNotFound},
-		{source: "relative", want: "m: source /bundle/relative does not exist", class: errdefs.IsNotFound},
-		{source: socket, want: "is a unix socket", class: errdefs.IsNotImplemented},
-		{source: filepath.Join(src, "p"), want: "is a fifo", class: errdefs.IsNotImplemented},
-		{source: "/dev/null", want: "is a device", class: errdefs.IsNotImplemented},
-	} {
-		err := s.Bind(i, spec.Bind{Field: "m", Source: tt.source, ReadOnly: tt.readOnly})
-		if tt.want != "" {
-			if err == nil || !strings.Contains(err.Error(), tt.want) || !tt.class(err) {
-				t.Errorf("%s: %v, want %q", tt.source, err, tt.want)
-			}
-			continue
-		}
-		if err != nil {
-			t.Error(err)
-			continue
-		}
-		target := h.seen("mnt", string(rune('0'+i)))
-		if st, err := os.Stat(target); err == nil && st.IsDir() {
-			target = filepath.Join(target, "f")
-		}
-		if err := write(target); tt.readOnly != errors.Is(err, unix.EROFS) {
-			t.Errorf("write to %s, read-only %t: %v", tt.source, tt.readOnly, err)
-		}
-	}
-	h.must(s.Close())
-}
-
-func TestBindsOfTrees(t *testing.T) {
+func TestAttachedTrees(t *testing.T) {
 	h := newHost(t)
 	src := h.source()
 	h.must(unix.Mount(src, src, "", unix.MS_BIND, ""))
 	t.Cleanup(func() { mount.UnmountRecursive(src, unix.MNT_DETACH) }) //nolint:errcheck // the test's own
 	h.must(unix.Mount("", src, "", unix.MS_SHARED, ""))
 	h.tmpfs(filepath.Join(src, "sub"))
-	s := h.newShare()
-	h.must(s.Bind(0, spec.Bind{Field: "m", Source: src}))
-	h.must(s.Bind(1, spec.Bind{Field: "m", Source: src, Recursive: true}))
-	h.must(s.Bind(2, spec.Bind{Field: "m", Source: src, Recursive: true, ReadOnly: true}))
-	if _, err := os.Stat(h.seen("mnt", "0", "sub", "f")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("bind shows the mount below: %v", err)
+	for i, a := range []Attributes{
+		{},
+		{Recursive: true},
+		{Recursive: true, ReadOnly: true},
+		{Recursive: true, AllReadOnly: true},
+		{Recursive: true, Follows: true},
+	} {
+		tree, err := CloneHere(src, a.Recursive)
+		h.must(err)
+		target := filepath.Join(h.private, fmt.Sprint(i))
+		h.must(os.Mkdir(target, 0o700))
+		h.must(Attach(tree, target, a))
+		h.must(tree.Close())
+		seen := filepath.Join(h.share, fmt.Sprint(i))
+		if err := write(filepath.Join(seen, "f")); errors.Is(err, unix.EROFS) != (a.ReadOnly || a.AllReadOnly) {
+			t.Errorf("%+v: write: %v", a, err)
+		}
+		_, err = os.Stat(filepath.Join(seen, "sub", "f"))
+		if (err == nil) != a.Recursive {
+			t.Errorf("%+v: the mount below: %v", a, err)
+		}
+		if err := write(filepath.Join(seen, "sub", "f")); a.Recursive && errors.Is(err, unix.EROFS) != a.AllReadOnly {
+			t.Errorf("%+v: write to the mount below: %v", a, err)
+		}
+		h.tmpfs(filepath.Join(src, "later", fmt.Sprint(i)))
+		if _, err := os.Stat(filepath.Join(seen, "later", fmt.Sprint(i), "f")); (err == nil) != a.Follows {
+			t.Errorf("%+v: a mount that came later: %v", a, err)
+		}
+		if below, err := FileSystems(target); err != nil || !slices.Contains(below, target) || slices.Contains(below, filepath.Join(target, "sub")) != a.Recursive {
+			t.Errorf("%+v: file systems %v, %v", a, below, err)
+		}
+		for range 2 {
+			h.must(Detach(target))
+		}
 	}
-	h.must(write(h.seen("mnt", "1", "sub", "f")))
-	if err := write(h.seen("mnt", "2", "sub", "f")); !errors.Is(err, unix.EROFS) {
-		t.Errorf("the mount below a read-only source is writable: %v", err)
-	}
-	// One that comes later would be writable.
-	h.tmpfs(filepath.Join(src, "later"))
-	if _, err := os.Stat(h.seen("mnt", "2", "later", "f")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a later mount has come: %v", err)
-	}
-	h.must(s.Close())
-	for _, f := range []string{"f", "sub/f", "later/f"} {
+	for _, f := range []string{"f", "sub/f", "later/0/f"} {
 		if _, err := os.Stat(filepath.Join(src, f)); err != nil {
 			t.Errorf("unsharing took the host's own: %v", err)
 		}
-	}
-	if _, err := os.Lstat(h.seen()); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the container's directory is left: %v", err)
 	}
 }
 
@@ -231,7 +191,7 @@ func TestRootfs(t *testing.T) {
 // without propagation between the two, is shared nonetheless.
 func TestMountsOfTheHostThatComeLater(t *testing.T) {
 	h := newHost(t)
-	src, later := h.source(), h.TempDir()
+	later := h.TempDir()
 	file, err := os.Open("/proc/thread-self/ns/mnt")
 	h.must(err)
 	ns := hostns.New(file)
@@ -246,28 +206,21 @@ func TestMountsOfTheHostThatComeLater(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			err = errors.Join(
-				s.Rootfs(nil, later),
-				s.Bind(0, spec.Bind{Field: "m", Source: src}),
-				s.Bind(1, spec.Bind{Field: "m", Source: src, Recursive: true, ReadOnly: true}),
-			)
-			for name, want := range map[string]bool{"rootfs/f": true, "mnt/0/f": true, "mnt/0/sub/f": false, "mnt/1/sub/f": true} {
+			err = s.Rootfs(nil, later)
+			for name, want := range map[string]bool{"rootfs/f": true, "rootfs/sub/f": true} {
 				if _, serr := os.Stat(filepath.Join(h.private, "c", name)); (serr == nil) != want {
 					t.Errorf("%s: %v", name, serr)
 				}
-			}
-			if werr := write(filepath.Join(h.private, "c/mnt/1/sub/f")); !errors.Is(werr, unix.EROFS) {
-				t.Errorf("write to a read-only bind: %v", werr)
 			}
 			return errors.Join(err, s.Close())
 		}()
 	}()
 	h.must(<-parted)
 	h.tmpfs(later)
-	h.tmpfs(filepath.Join(src, "sub"))
+	h.tmpfs(filepath.Join(later, "sub"))
 	close(mounted)
 	h.must(<-result)
-	for _, f := range []string{filepath.Join(later, "f"), filepath.Join(src, "sub", "f")} {
+	for _, f := range []string{filepath.Join(later, "f"), filepath.Join(later, "sub", "f")} {
 		if _, err := os.Stat(f); err != nil {
 			t.Errorf("unsharing took the host's own: %v", err)
 		}
