@@ -236,7 +236,7 @@ func (c *Container) share(ctx context.Context, rootfs []mount.Mount, plan *spec.
 	if err := share.Rootfs(rootfs, plan.RootPath); err != nil {
 		return err
 	}
-	user := volume.User{Bundle: c.bundle, Spec: plan.Spec}
+	user := volume.User{ID: c.id, Bundle: c.bundle, Spec: plan.Spec}
 	for _, b := range plan.Binds {
 		if b.Unused {
 			continue

@@ -136,6 +136,7 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	})
 	s.undo.Push("end the guest", hostStep, s.guest.Close)
 	s.volumes = volume.New(volume.Options{Private: s.privateDir(), Stage: s.dir, Clone: s.clone, Guest: s.guest, Log: o.Log})
+	s.spawn(func() { s.volumes.Follow(s.watchCtx) })
 	return s, nil
 }
 

@@ -51,9 +51,13 @@ type Options struct {
 type Table struct {
 	opts Options
 
-	mu      sync.Mutex
-	last    int // number of a volume; none is used twice
-	volumes map[key]*volume
+	follows chan struct{} // closed when there is something to follow
+	once    sync.Once
+
+	mu        sync.Mutex
+	last      int // number of a volume; none is used twice
+	volumes   map[key]*volume
+	followers []*Mount
 }
 
 // A key says which mounts share a volume.
@@ -66,10 +70,13 @@ type key struct {
 }
 
 // New returns an empty table.
-func New(o Options) *Table { return &Table{opts: o, volumes: map[key]*volume{}} }
+func New(o Options) *Table {
+	return &Table{opts: o, volumes: map[key]*volume{}, follows: make(chan struct{})}
+}
 
 // A User is the container that mounts something.
 type User struct {
+	ID string
 	// Bundle is where relative sources begin.
 	Bundle string
 	Spec   *specs.Spec
@@ -77,13 +84,18 @@ type User struct {
 
 // A Mount is a container's use of a volume, until its Release.
 type Mount struct {
-	table  *Table
-	bind   *spec.Bind
-	volume *volume
+	table     *Table
+	container string
+	bind      *spec.Bind
+	volume    *volume
 	// within is the directory of the volume that is mounted; empty: all of it.
 	within string
 	// directories to be there, of Memory.
 	directories []*agentv1.Directory
+
+	// held are the file systems that the agent knows of, where the mount follows the
+	// host; guarded by the table.
+	held []string
 }
 
 // Add finds out what a bind is of, and does on the host what that needs; the guest
@@ -108,7 +120,7 @@ func (t *Table) Add(ctx context.Context, u User, b *spec.Bind) (_ *Mount, err er
 	if kind == HugePages && src.size == 0 {
 		src.size = hugePageLimit(u.Spec, src.block)
 	}
-	m := &Mount{table: t, bind: b}
+	m := &Mount{table: t, container: u.ID, bind: b}
 	m.volume = t.take(kind, b, src)
 	switch kind {
 	case Memory:
@@ -215,16 +227,25 @@ func (m *Mount) Ready(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", m.bind.Field, err)
 	}
-	m.bind.At(path.Join(v.path, m.within), false)
+	m.bind.At(path.Join(v.path, m.within), m.bind.Follows && v.key.kind == Shared)
 	return nil
 }
 
 // FileSystems returns the guest's directories at which file systems of the host
-// appear, each after the one that it is below.
+// appear, each after the one that it is below. Those that appear later are Follow's to
+// tell of.
 func (m *Mount) FileSystems() ([]string, error) {
 	if m.volume.key.kind != Shared {
 		return nil, nil
 	}
+	dirs, err := m.fileSystems()
+	if err == nil && m.bind.Follows {
+		m.table.follow(m, dirs)
+	}
+	return dirs, err
+}
+
+func (m *Mount) fileSystems() ([]string, error) {
 	dirs, err := storage.FileSystems(m.volume.dir())
 	for i, dir := range dirs {
 		dirs[i] = m.volume.path + dir[len(m.volume.dir()):]
@@ -236,6 +257,7 @@ func (m *Mount) FileSystems() ([]string, error) {
 // later containers of the pod find again.
 func (m *Mount) Release(ctx context.Context) error {
 	v := m.volume
+	v.table.unfollow(m)
 	v.table.mu.Lock()
 	v.users--
 	last := v.users == 0 && (v.key.kind != Memory || v.hostErr != nil || v.guestErr != nil)

@@ -31,6 +31,7 @@ type fakeGuest struct {
 	mounted []*agentv1.MountStorageRequest
 	removed []string
 	err     error // of every call
+	held    chan *agentv1.HoldFileSystemsRequest
 }
 
 func (g *fakeGuest) Call(ctx context.Context, f func(context.Context, agentv1.AgentClient) error) error {
@@ -120,7 +121,7 @@ func bind(t *testing.T, source string, options ...string) (*spec.Bind, *specs.Mo
 func (h host) add(source string, options ...string) (*Mount, string) {
 	h.Helper()
 	b, m := bind(h.T, source, append(options, "rbind")...)
-	mnt, err := h.table.Add(h.Context(), User{Bundle: "/bundle", Spec: &specs.Spec{Linux: &specs.Linux{}}}, b)
+	mnt, err := h.table.Add(h.Context(), User{ID: "c", Bundle: "/bundle", Spec: &specs.Spec{Linux: &specs.Linux{}}}, b)
 	h.must(err)
 	h.must(mnt.Ready(h.Context()))
 	return mnt, m.Source
@@ -304,4 +305,39 @@ func TestDevicesAreTheGuests(t *testing.T) {
 		t.Errorf("the guest has %s in place of /dev", path)
 	}
 	h.release(all)
+}
+
+func (g *fakeGuest) HoldFileSystems(_ context.Context, r *agentv1.HoldFileSystemsRequest) (*agentv1.HoldFileSystemsResponse, error) {
+	g.held <- r
+	return &agentv1.HoldFileSystemsResponse{}, r.Validate()
+}
+
+func TestTheAgentIsToldOfLaterMounts(t *testing.T) {
+	h := newHost(t)
+	h.guest.held = make(chan *agentv1.HoldFileSystemsRequest, 8)
+	src := h.source()
+	h.must(unix.Mount(src, src, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { mount.UnmountRecursive(src, unix.MNT_DETACH) }) //nolint:errcheck // the test's own
+	h.must(unix.Mount("", src, "", unix.MS_SHARED, ""))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); h.table.Follow(ctx) }()
+
+	still, _ := h.add(src)
+	m, path := h.add(src, "rslave")
+	if dirs, err := m.FileSystems(); err != nil || !slices.Equal(dirs, []string{path}) {
+		t.Errorf("file systems %v, %v", dirs, err)
+	}
+	h.tmpfs(filepath.Join(src, "later"), 64)
+	got := <-h.guest.held
+	if want := []string{path + "/later"}; got.ContainerId != "c" || !slices.Equal(got.FileSystems, want) {
+		t.Errorf("the agent is told of %v, want %v", got, want)
+	}
+	h.release(m, still)
+	h.tmpfs(filepath.Join(src, "latest"), 64)
+	cancel()
+	<-done
+	if len(h.guest.held) > 0 {
+		t.Errorf("of a container that is gone the agent is told of %v", <-h.guest.held)
+	}
 }
