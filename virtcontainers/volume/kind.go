@@ -40,8 +40,8 @@ type facts struct {
 	fstype int64
 	// devtmpfs has the f_type of tmpfs.
 	devtmpfs bool
-	// bare: below it are directories only.
-	bare bool
+	// fresh: it is a tmpfs that somebody has made for others to fill.
+	fresh bool
 	// atomic: it has the layout that the kubelet's atomic writer leaves.
 	atomic bool
 }
@@ -53,8 +53,12 @@ var sizeless = map[int64]string{
 	unix.DEBUGFS_MAGIC: "debugfs", unix.TRACEFS_MAGIC: "tracefs", unix.SECURITYFS_MAGIC: "securityfs", unix.BPF_FS_MAGIC: "bpf",
 }
 
-// anyones is the mode of a directory in which everybody may do everything.
+// anyones is the mode of a directory in which everybody may make files. The kernel
+// gives it to the root of a tmpfs.
 const anyones = 0o777
+
+// hostsOwn are directories of the host that may be such a tmpfs, and are the host's.
+var hostsOwn = []string{"/dev/shm", "/run", "/tmp", "/var/tmp"}
 
 // kindOf decides. Its errors say what the source is.
 func kindOf(b *spec.Bind, f facts) (Kind, error) {
@@ -86,9 +90,7 @@ func kindOf(b *spec.Bind, f facts) (Kind, error) {
 		return Devices, nil
 	case f.fstype == unix.HUGETLBFS_MAGIC:
 		return HugePages, nil
-	case f.fstype == unix.TMPFS_MAGIC && f.bare && f.mode.Perm() == anyones && f.mode&fs.ModeSticky == 0:
-		// Somebody has made it for others to fill: /run, /dev/shm and a secret's are
-		// not like that.
+	case f.fresh:
 		return Memory, nil
 	}
 	if name, ok := sizeless[f.fstype]; ok {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -34,7 +35,7 @@ type source struct {
 	root string
 	// size of the file system, and of its blocks, in bytes.
 	size, block uint64
-	// directories below it, where it is bare.
+	// directories below it, where it is fresh.
 	directories []*agentv1.Directory
 }
 
@@ -93,16 +94,32 @@ func (s *source) lookBelow(b *spec.Bind, stage string, clone storage.Clone) erro
 			return err
 		}
 	}
-	var err error
-	if s.fstype == unix.TMPFS_MAGIC && s.mode.Perm() == anyones {
-		if s.bare, err = s.list("."); err != nil {
+	if s.fstype == unix.TMPFS_MAGIC && !s.devtmpfs && s.mode.Perm() == anyones {
+		bare, err := s.list(".")
+		if err != nil {
 			return err
 		}
+		s.fresh = bare && !s.ofHost(clone)
 	}
-	if b.ReadOnly && !s.bare {
-		s.atomic, err = atomicWriter(s.path())
+	if !b.ReadOnly || s.fresh {
+		return nil
 	}
+	var err error
+	s.atomic, err = atomicWriter(s.path())
 	return err
+}
+
+// ofHost tells whether the source is on one of the host's own file systems.
+func (s *source) ofHost(clone storage.Clone) bool {
+	return slices.ContainsFunc(hostsOwn, func(dir string) bool {
+		tree, err := clone(dir, false)
+		if err != nil {
+			return false // the host has none such
+		}
+		defer tree.Close() //nolint:errcheck // a path only
+		var st unix.Stat_t
+		return unix.Fstat(int(tree.Fd()), &st) == nil && st.Dev == s.dev
+	})
 }
 
 // path leads to the source through this process's table of files: its clone is not

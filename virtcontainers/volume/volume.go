@@ -339,7 +339,7 @@ func (v *volume) mount(ctx context.Context, directories []*agentv1.Directory) er
 	src := v.source
 	s := &agentv1.Storage{
 		Kind: agentv1.Storage_KIND_TMPFS, Target: v.path, SizeBytes: src.size,
-		Mode: anyones, Uid: 0, Gid: 0,
+		Mode: 0o1777, // the kernel's default, where the source is not the root
 	}
 	if v.key.kind == HugePages {
 		s.Kind, s.PageBytes = agentv1.Storage_KIND_HUGETLBFS, src.block

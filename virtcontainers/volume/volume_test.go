@@ -101,7 +101,6 @@ func (h host) tmpfs(dir string, kib int) {
 	h.must(os.MkdirAll(dir, 0o700))
 	h.must(unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dk", kib)))
 	h.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) }) //nolint:errcheck // the test may have
-	h.must(os.Chmod(dir, 0o777))
 }
 
 // bind makes a container's mount of source by way of its spec.
@@ -237,7 +236,7 @@ func TestMemoryIsTheGuests(t *testing.T) {
 		t.Fatalf("the guest has %s, and was told %v", path, h.guest.mounted)
 	}
 	got := h.guest.mounted[0].Storage
-	if got.Kind != agentv1.Storage_KIND_TMPFS || got.Target != path || got.SizeBytes != 512<<10 || got.Mode != 0o777 {
+	if got.Kind != agentv1.Storage_KIND_TMPFS || got.Target != path || got.SizeBytes != 512<<10 || got.Mode != 0o1777 {
 		t.Errorf("storage %v", got)
 	}
 	if d := h.guest.mounted[1].Directories; len(d) != 1 || d[0].Path != "sub" || d[0].Mode != 0o2777 || d[0].Uid != 7 || d[0].Gid != 8 {
@@ -264,6 +263,25 @@ func TestMemoryIsTheGuests(t *testing.T) {
 	// Nothing of the host's is held.
 	h.must(unix.Unmount(other, 0))
 	h.must(unix.Unmount(dir, 0))
+}
+
+// Nor is a tmpfs the guest's that holds a file, is not for all to write, or is the
+// host's own.
+func TestOtherTmpfsStaysTheHosts(t *testing.T) {
+	h := newHost(t)
+	filled, closed := filepath.Join(h.TempDir(), "filled"), filepath.Join(h.TempDir(), "closed")
+	h.tmpfs(filled, 64)
+	h.must(os.WriteFile(filepath.Join(filled, "f"), nil, 0o600))
+	h.tmpfs(closed, 64)
+	h.must(os.Chmod(closed, 0o755))
+	h.tmpfs("/dev/shm", 64) // in the tests' own mount namespace
+	for _, dir := range []string{filled, closed, "/dev/shm"} {
+		m, path := h.add(dir)
+		if !strings.HasPrefix(path, spec.GuestShare) {
+			t.Errorf("%s is %s in the guest", dir, path)
+		}
+		h.release(m)
+	}
 }
 
 func TestMemoryThatTheGuestDoesNotHave(t *testing.T) {
