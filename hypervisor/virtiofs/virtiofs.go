@@ -167,6 +167,10 @@ func (opts Options) spec(ctx context.Context) (child.Spec, error) {
 		// ends that one with it, however it ends.
 		Namespaces: unix.CLONE_NEWPID,
 		NoNewPrivs: true,
+		// To make a file, C takes the user's and the group's id, and with them loses
+		// what would let it into a directory by a supplementary group: that of an
+		// fsGroup. The guest's kernel has checked who may; Rust keeps what it needs.
+		KeepCapabilities: version.Dialect == C,
 	}, nil
 }
 
