@@ -139,5 +139,16 @@ func (d Dialect) args(p params) []string {
 	}
 }
 
+// env is the daemon's whole environment. With a thread pool C is
+// killed by its own seccomp filter when a ninth thread allocates: glibc 2.36 then
+// asks by sched_getaffinity how many CPUs there are, to limit its arenas. It does
+// not ask when it is told the limit.
+func (d Dialect) env() []string {
+	if d == C {
+		return []string{"MALLOC_ARENA_MAX=8"}
+	}
+	return nil
+}
+
 // optionEscaper quotes a value within the list after C's -o.
 var optionEscaper = strings.NewReplacer(`\`, `\\`, `,`, `\,`)

@@ -163,6 +163,7 @@ func (opts Options) spec(ctx context.Context) (child.Spec, error) {
 			fd: listenFD, dir: opts.Dir, cache: opts.Cache, threadPoolSize: opts.ThreadPoolSize,
 			nofile: min(limit.Max, maxFiles),
 		}),
+		Env: version.Dialect.env(),
 		// The daemon forks a child for its sandbox. In a pid namespace the kernel
 		// ends that one with it, however it ends.
 		Namespaces: unix.CLONE_NEWPID,
