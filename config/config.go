@@ -40,6 +40,9 @@ type Hypervisor struct {
 	// Virtiofsd is its path; with "" it is looked for.
 	Virtiofsd      string         `toml:"virtiofsd"`
 	VirtiofsdCache VirtiofsdCache `toml:"virtiofsd_cache"`
+	// VirtiofsdThreads is how many requests of a guest are served at once; with 0
+	// they are served one by one.
+	VirtiofsdThreads int `toml:"virtiofsd_threads"`
 }
 
 // Guest says what runs inside a VM.

@@ -135,6 +135,7 @@ func TestKeys(t *testing.T) {
 		{"hypervisor.user", `"65534"`, func(c Config) any { return c.Hypervisor.User }, "65534", []string{`"root"`, `"0"`, `"00"`, `"a b"`, `"a:b"`, `"-a"`, `0`, `65534`}},
 		{"hypervisor.virtiofsd", `"/opt/virtiofsd"`, func(c Config) any { return c.Hypervisor.Virtiofsd }, "/opt/virtiofsd", badPaths},
 		{"hypervisor.virtiofsd_cache", `"never"`, func(c Config) any { return c.Hypervisor.VirtiofsdCache }, VirtiofsdCacheNever, []string{`"none"`, `""`, `false`}},
+		{"hypervisor.virtiofsd_threads", `64`, func(c Config) any { return c.Hypervisor.VirtiofsdThreads }, 64, []string{`-1`, `65`, `0.5`, `"4"`, `true`}},
 		{"guest.kernel", `"/boot/vmlinuz"`, func(c Config) any { return c.Guest.Kernel }, "/boot/vmlinuz", append(badPaths, `""`)},
 		{"guest.initrd", `"/boot/initrd"`, func(c Config) any { return c.Guest.Initrd }, "/boot/initrd", append(badPaths, `""`)},
 		{"guest.kernel_params", `"mitigations=off a=\"b c\""`, func(c Config) any { return c.Guest.KernelParams }, `mitigations=off a="b c"`, []string{`"a\nb"`, `"é"`, `"quiet husk.channel=vsock:1"`, long, `["quiet"]`}},
@@ -308,7 +309,7 @@ func TestPath(t *testing.T) {
 
 func TestValidateReportsEveryProblem(t *testing.T) {
 	var c Config
-	c.Hypervisor.Virtiofsd, c.Hypervisor.User = "virtiofsd", "root"
+	c.Hypervisor.Virtiofsd, c.Hypervisor.User, c.Hypervisor.VirtiofsdThreads = "virtiofsd", "root", -1
 	err := c.Validate()
 	if err == nil {
 		t.Fatal("got no error")

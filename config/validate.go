@@ -41,6 +41,7 @@ func rules() []rule {
 		text("hypervisor.virtiofsd", "empty, or "+wantPath, isEmptyOrPath, func(c *Config) *string { return &c.Hypervisor.Virtiofsd }),
 		enum("hypervisor.virtiofsd_cache", func(c *Config) *VirtiofsdCache { return &c.Hypervisor.VirtiofsdCache },
 			VirtiofsdCacheAuto, VirtiofsdCacheAlways, VirtiofsdCacheNever),
+		number("hypervisor.virtiofsd_threads", 0, 64, func(c *Config) *int { return &c.Hypervisor.VirtiofsdThreads }),
 
 		text("guest.kernel", wantPath, isPath, func(c *Config) *string { return &c.Guest.Kernel }),
 		text("guest.initrd", wantPath, isPath, func(c *Config) *string { return &c.Guest.Initrd }),

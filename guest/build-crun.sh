@@ -4,11 +4,9 @@
 #
 #	build-crun.sh OUT
 #
-# The source comes through apt from the machine's configured package sources, so
-# apt's signatures and checksums vouch for it; the machine's apt configuration
-# and lists are left alone. OUT.stamp records what OUT was built from: with the
-# same source version, static libraries and script, OUT is kept.
-# Missing build dependencies are installed, which needs root.
+# OUT.stamp records what OUT was built from: with the same source version, static
+# libraries and script, OUT is kept. Missing build dependencies are installed, which
+# needs root.
 set -eu
 
 die() {
@@ -20,32 +18,11 @@ die() {
 mkdir -p "$(dirname "$1")"
 out=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 
-deps="autoconf automake dpkg-dev gcc libc6-dev libcap-dev libseccomp-dev libtool libyajl-dev make pkg-config python3"
+source=$(dirname "$0")/../scripts/debian-source
+
 linked="libc6-dev libcap-dev libseccomp-dev libyajl-dev"
-
-installed() {
-	[ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
-}
-
-# The source version behind the crun that this machine would install: the
-# candidate without the suffix of a binary-only rebuild. Empty without lists.
-source_version() {
-	LC_ALL=C apt-cache policy crun | sed -n 's/^  Candidate: //p' | grep -vx '(none)' | sed 's/+b[0-9]*$//'
-}
-
-missing=
-for dep in $deps; do
-	installed "$dep" || missing="$missing $dep"
-done
-version=$(source_version)
-if [ -n "$missing" ] || [ -z "$version" ]; then
-	[ "$(id -u)" -eq 0 ] || die "install the build dependencies first, as root: apt-get update && apt-get install$missing"
-	apt-get -q update
-	# shellcheck disable=SC2086 # a list of words
-	[ -z "$missing" ] || DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing
-	version=$(source_version)
-	[ -n "$version" ] || die "no package named crun in the machine's package sources: add Debian's main component"
-fi
+# shellcheck disable=SC2086 # a list of words
+version=$("$source" version crun autoconf automake dpkg-dev gcc libtool make pkg-config python3 $linked)
 
 # shellcheck disable=SC2086 # a list of words
 stamp=$(
@@ -62,33 +39,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 chmod 755 "$work" # apt downloads as its own user
-mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/sources.list.d" "$work/src"
-[ "$(id -u)" -ne 0 ] || chown _apt "$work/src"
-
-# The machine's package sources as source-package sources, in both of apt's forms.
-eval "$(apt-config shell etc Dir::Etc/d main Dir::Etc::sourcelist/f parts Dir::Etc::sourceparts/d)"
-for file in "$main" "$parts"/*.list; do
-	[ ! -f "$file" ] || sed -nE 's/^[[:space:]]*deb(-src)?([[:space:]])/deb-src\2/p' "$file"
-done | sort -u >"$work/sources.list"
-for file in "$parts"/*.sources; do
-	[ ! -f "$file" ] || sed -E 's/^Types:.*/Types: deb-src/I' "$file" >"$work/sources.list.d/$(basename "$file")"
-done
-
-apt() {
-	tool=$1
-	shift
-	"$tool" -q -o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts="$work/sources.list.d" \
-		-o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" \
-		-o APT::Get::AllowUnauthenticated=false -o Acquire::AllowInsecureRepositories=false \
-		-o APT::Update::Post-Invoke-Success= -o APT::Update::Post-Invoke= "$@"
-}
-
-# A foreign source without source packages is no obstacle: what counts is crun's.
-apt apt-get update >"$work/log" 2>&1 || true
-(cd "$work/src" && apt apt-get source --only-source "crun=$version") >>"$work/log" 2>&1 || {
-	cat "$work/log" >&2
-	die "cannot fetch the source of crun $version: check that the machine's package sources offer source packages"
-}
+mkdir "$work/src"
+"$source" fetch crun "$version" "$work/src"
 src=$(echo "$work"/src/crun-*/)
 src=${src%/}
 

@@ -58,7 +58,8 @@ func newSandbox(ctx context.Context, d *bootstrap.Daemon, cfg *config.Config, c 
 func newHypervisor(c config.Hypervisor) hypervisor.Hypervisor {
 	o := qemu.Options{
 		Path: c.Path, Accelerator: string(c.Accelerator), Machine: c.Machine, CPUModel: c.CPUModel, User: c.User,
-		Virtiofsd: c.Virtiofsd, VirtiofsdCache: string(c.VirtiofsdCache), Log: slog.Default(),
+		Virtiofsd: c.Virtiofsd, VirtiofsdCache: string(c.VirtiofsdCache), VirtiofsdThreads: c.VirtiofsdThreads,
+		Log: slog.Default(),
 	}
 	for _, ch := range c.Channels {
 		o.Channels = append(o.Channels, string(ch))

@@ -153,9 +153,12 @@ func (c channelDevice) args() []string {
 // kernelParams is the guest's command line. The console stays quiet: a verbose
 // one costs half a second under TCG; a panic still shows. The check of the timer's
 // interrupts takes a host that is late with them for broken hardware and panics;
-// Linux leaves it out by itself under KVM alone.
+// Linux leaves it out by itself under KVM alone. Of the security modules there are
+// those that containers use: BPF's, which Debian's kernel has by default, makes Linux
+// 6.1 leave out its own checks of security.* attributes, and any user may then take
+// the capabilities off a file.
 func kernelParams(m machine) string {
-	return strings.Join(strings.Fields("console=ttyS0 quiet panic=-1 no_timer_check "+m.channel.param+" "+m.KernelParams), " ")
+	return strings.Join(strings.Fields("console=ttyS0 quiet panic=-1 no_timer_check lsm=landlock,yama "+m.channel.param+" "+m.KernelParams), " ")
 }
 
 func socket(id string, fd int) string { return fmt.Sprintf("socket,id=%s,fd=%d", id, fd) }

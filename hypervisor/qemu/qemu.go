@@ -47,6 +47,9 @@ type Options struct {
 	Virtiofsd string
 	// VirtiofsdCache is "auto", "always" or "never".
 	VirtiofsdCache string
+	// VirtiofsdThreads is how many requests of a guest are served at once; zero
+	// serves them one by one.
+	VirtiofsdThreads int
 	// Log; nil means slog.Default().
 	Log *slog.Logger
 }
@@ -240,7 +243,8 @@ const deathGrace = 250 * time.Millisecond
 func (q *QEMU) startVirtiofsd(ctx context.Context, cfg hypervisor.Config, share hypervisor.Share) (*virtiofs.Daemon, error) {
 	return virtiofs.Start(ctx, virtiofs.Options{
 		Path: q.Virtiofsd, Dir: share.Dir, SocketDir: cfg.Dir, Cache: virtiofs.Cache(q.VirtiofsdCache),
-		Started: func(name string, pid int) error { return started(cfg, name, pid) },
+		ThreadPoolSize: q.VirtiofsdThreads,
+		Started:        func(name string, pid int) error { return started(cfg, name, pid) },
 	})
 }
 

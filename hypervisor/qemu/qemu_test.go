@@ -170,6 +170,41 @@ func TestVirtiofsdsDeathIsTheReason(t *testing.T) {
 	}
 }
 
+// A program that tells its arguments stands for virtiofsd.
+func TestVirtiofsdIsGivenTheOptions(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("a pid namespace needs root")
+	}
+	dir := t.TempDir()
+	told, path := filepath.Join(dir, "told"), filepath.Join(dir, "virtiofsd")
+	program := "#!/bin/sh\n[ \"$1\" = --version ] && echo virtiofsd 1.13.2 && exit\necho \"$*\" >" + told + "\n"
+	if err := os.WriteFile(path, []byte(program), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	q := New(Options{Virtiofsd: path, VirtiofsdCache: "never", VirtiofsdThreads: 7})
+	d, err := q.startVirtiofsd(t.Context(), hypervisor.Config{Dir: dir}, hypervisor.Share{Tag: "husk", Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-d.Done():
+	case <-time.After(bootTimeout):
+		t.Error("the program has not ended")
+	}
+	if err := d.Stop(context.Background()); err != nil {
+		t.Error(err)
+	}
+	got, err := os.ReadFile(told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"--shared-dir=" + dir, "--cache=never", "--thread-pool-size=7"} {
+		if !strings.Contains(string(got), want) {
+			t.Errorf("virtiofsd was given %q, want %s in it", got, want)
+		}
+	}
+}
+
 func TestStopIsIdempotentAndLeavesNoReason(t *testing.T) {
 	q, cfg := realQEMU(t)
 	cfg.KernelParams = "panic=0"

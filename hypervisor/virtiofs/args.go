@@ -94,6 +94,8 @@ type params struct {
 //     C's: guest kernel 6.1 knows none on announced submounts.
 //   - Submounts are announced: below the directory each container's root is a
 //     mount of its own, with inode numbers of its own.
+//   - O_DIRECT reaches the host's file: it passes by the host's page cache too, and
+//     refuses what is not aligned as it does on the host.
 //   - Locks stay in the guest: every process that uses the directory is there,
 //     and the daemon cannot wait for a lock without blocking others.
 //   - Descriptors are limited, to what the process may have anyway, since the
@@ -117,6 +119,7 @@ func (d Dialect) args(p params) []string {
 				"xattr", "no_posix_acl",
 				"announce_submounts",
 				"no_flock", "no_posix_lock",
+				"allow_direct_io",
 				"log_level=warn",
 			}, ","),
 		}
@@ -129,10 +132,22 @@ func (d Dialect) args(p params) []string {
 		"--seccomp=kill",
 		"--xattr",
 		"--announce-submounts",
+		"--allow-direct-io",
 		"--thread-pool-size=" + threads,
 		"--rlimit-nofile=" + nofile,
 		"--log-level=warn",
 	}
+}
+
+// env is the daemon's whole environment. With a thread pool C is
+// killed by its own seccomp filter when a ninth thread allocates: glibc 2.36 then
+// asks by sched_getaffinity how many CPUs there are, to limit its arenas. It does
+// not ask when it is told the limit.
+func (d Dialect) env() []string {
+	if d == C {
+		return []string{"MALLOC_ARENA_MAX=8"}
+	}
+	return nil
 }
 
 // optionEscaper quotes a value within the list after C's -o.

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -64,5 +65,14 @@ func TestArgs(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestEnvKeepsCFromItsSeccompFilter(t *testing.T) {
+	if got := C.env(); !slices.Equal(got, []string{"MALLOC_ARENA_MAX=8"}) {
+		t.Errorf("C's environment is %q", got)
+	}
+	if got := Rust.env(); len(got) > 0 {
+		t.Errorf("Rust's environment is %q", got)
 	}
 }

@@ -163,10 +163,15 @@ func (opts Options) spec(ctx context.Context) (child.Spec, error) {
 			fd: listenFD, dir: opts.Dir, cache: opts.Cache, threadPoolSize: opts.ThreadPoolSize,
 			nofile: min(limit.Max, maxFiles),
 		}),
+		Env: version.Dialect.env(),
 		// The daemon forks a child for its sandbox. In a pid namespace the kernel
 		// ends that one with it, however it ends.
 		Namespaces: unix.CLONE_NEWPID,
 		NoNewPrivs: true,
+		// To make a file, C takes the user's and the group's id, and with them loses
+		// what would let it into a directory by a supplementary group: that of an
+		// fsGroup. The guest's kernel has checked who may; Rust keeps what it needs.
+		KeepCapabilities: version.Dialect == C,
 	}, nil
 }
 

@@ -25,6 +25,8 @@ const (
 	// killTimeout is how long a process may take to end after SIGKILL. Only one
 	// that the kernel holds in an uninterruptible call takes any time at all.
 	killTimeout = 5 * time.Second
+	// secbitNoSetuidFixup is the kernel's SECBIT_NO_SETUID_FIXUP.
+	secbitNoSetuidFixup = 1 << 2
 )
 
 // A Spec says what to run and as whom.
@@ -51,6 +53,9 @@ type Spec struct {
 	Namespaces uintptr
 	// NoNewPrivs keeps the child from gaining privileges by execve.
 	NoNewPrivs bool
+	// KeepCapabilities lets the child keep its capabilities when it takes another
+	// user's id: what the kernel calls SECBIT_NO_SETUID_FIXUP.
+	KeepCapabilities bool
 	// StderrLimit is how much of the end of the output is kept, in bytes; zero
 	// means 16 KiB.
 	StderrLimit int
@@ -86,12 +91,13 @@ func Start(spec Spec) (*Child, error) {
 
 // run is the life of a child. The parent-death signal is sent when the *thread*
 // that forked ends, so this one stays with its child to the end; and it is never
-// unlocked, because no_new_privs cannot be taken off it again.
+// unlocked, because no_new_privs cannot be taken off it again. What is set on the thread
+// before it forks is its child's alone.
 func (c *Child) run(spec Spec, started chan<- error) {
 	runtime.LockOSThread()
 	cmd := spec.command()
 	cmd.Stdout, cmd.Stderr = c.output, c.output
-	if err := c.spawn(cmd, spec.NoNewPrivs); err != nil {
+	if err := c.spawn(cmd, spec); err != nil {
 		started <- err
 		return
 	}
@@ -101,10 +107,15 @@ func (c *Child) run(spec Spec, started chan<- error) {
 	close(c.done)
 }
 
-func (c *Child) spawn(cmd *exec.Cmd, noNewPrivs bool) error {
-	if noNewPrivs {
+func (c *Child) spawn(cmd *exec.Cmd, spec Spec) error {
+	if spec.NoNewPrivs {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return fmt.Errorf("set no_new_privs: %w", err)
+		}
+	}
+	if spec.KeepCapabilities {
+		if err := unix.Prctl(unix.PR_SET_SECUREBITS, secbitNoSetuidFixup, 0, 0, 0); err != nil {
+			return fmt.Errorf("set the bit no_setuid_fixup: %w", err)
 		}
 	}
 	// A helper's memory is its guest's, and what this process holds is too. Set

@@ -33,6 +33,15 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if os.Getenv(roleEnv) == "user" {
+		if err := unix.Setresuid(-1, 65534, -1); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		status, err := os.ReadFile("/proc/thread-self/status")
+		fmt.Println(string(status), err)
+		return
+	}
 	os.Exit(m.Run())
 }
 
@@ -402,6 +411,28 @@ func TestParseStartTime(t *testing.T) {
 		got, err := parseStartTime(stat)
 		if got != want || (err == nil) != (want != 0) {
 			t.Errorf("parseStartTime(%q) = %d, %v; want %d", stat, got, err, want)
+		}
+	}
+}
+
+// What a child with the ids of a user may do is its own matter, not its parent's.
+func TestKeepCapabilities(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("becoming another user needs root")
+	}
+	for keep, want := range map[bool]bool{true: false, false: true} {
+		c, err := Start(Spec{Path: "/proc/self/exe", Env: []string{roleEnv + "=user"}, KeepCapabilities: keep})
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-c.Done():
+		case <-time.After(timeout):
+			c.Kill()
+			t.Fatal("the child has not ended")
+		}
+		if got := strings.Contains(c.Stderr(), "CapEff:\t0000000000000000\n"); got != want || c.Status() != "exit status 0" {
+			t.Errorf("child with KeepCapabilities %t: %s", keep, c.Cause())
 		}
 	}
 }

@@ -48,13 +48,19 @@ func eachWithSandboxes(t *testing.T, test func(p *pod)) {
 		if e.generation.Name == "1.6" {
 			e.Skip("containerd 1.6 has no sandbox API")
 		}
-		conn, err := grpc.NewClient("unix://"+e.d.Address(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUnaryInterceptor(e.call))
-		if err != nil {
-			e.Fatal(err)
-		}
-		defer conn.Close()
-		test(&pod{env: e, id: e.d.ID("pod"), store: sandboxapi.NewStoreClient(conn), ControllerClient: sandboxapi.NewControllerClient(conn)})
+		test(e.pod())
 	})
+}
+
+// pod is a sandbox to be: nothing is done yet.
+func (e *env) pod() *pod {
+	e.Helper()
+	conn, err := grpc.NewClient("unix://"+e.d.Address(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUnaryInterceptor(e.call))
+	if err != nil {
+		e.Fatal(err)
+	}
+	e.Cleanup(func() { conn.Close() })
+	return &pod{env: e, id: e.d.ID("pod"), store: sandboxapi.NewStoreClient(conn), ControllerClient: sandboxapi.NewControllerClient(conn)}
 }
 
 // call is what every call to containerd has: its namespace, and a time limit.

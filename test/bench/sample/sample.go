@@ -29,6 +29,24 @@ func Rates(list []float64) string {
 	return spread(list, "MiB/s", func(r float64) string { return strconv.FormatFloat(r, 'f', 0, 64) })
 }
 
+// Frequencies is the same for numbers of operations per second.
+func Frequencies(list []float64) string {
+	return spread(list, "/s", func(f float64) string { return strconv.FormatFloat(f, 'f', 0, 64) })
+}
+
+// Factors is the same for what is so many times another.
+func Factors(list []float64) string {
+	return spread(list, "×", func(f float64) string {
+		switch {
+		case f < 1:
+			return strconv.FormatFloat(f, 'f', 2, 64)
+		case f < 10:
+			return strconv.FormatFloat(f, 'f', 1, 64)
+		}
+		return strconv.FormatFloat(f, 'f', 0, 64)
+	})
+}
+
 // Sizes is the same for numbers of KiB, written in MiB.
 func Sizes(list []int) string {
 	return spread(list, "", func(kib int) string { return strconv.FormatFloat(float64(kib)/1024, 'f', 1, 64) })

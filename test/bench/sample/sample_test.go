@@ -23,10 +23,12 @@ func TestQuantileIsTheNearestRank(t *testing.T) {
 func TestCells(t *testing.T) {
 	times := []time.Duration{3 * time.Millisecond, 1500 * time.Microsecond, 20 * time.Millisecond}
 	for got, want := range map[string]string{
-		Milliseconds(times):             "3 ms (1 to 20)",
-		Microseconds(times):             "3000 µs (1500 to 20000)",
-		Rates([]float64{12.4, 7, 99.6}): "12 MiB/s (7 to 100)",
-		Sizes([]int{1024, 1536, 512}):   "1.0 (0.5 to 1.5)",
+		Milliseconds(times):                                "3 ms (1 to 20)",
+		Microseconds(times):                                "3000 µs (1500 to 20000)",
+		Rates([]float64{12.4, 7, 99.6}):                    "12 MiB/s (7 to 100)",
+		Frequencies([]float64{1500.4, 2}):                  "1500 /s (2 to 1500)",
+		Factors([]float64{0.456, 1, 12.34, 123.4, 0.0123}): "1.0 × (0.01 to 123)",
+		Sizes([]int{1024, 1536, 512}):                      "1.0 (0.5 to 1.5)",
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)
