@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/api/types"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -95,6 +98,18 @@ func (p Program) printVersion(w io.Writer) error {
 	return err
 }
 
+// featuresType is how containerd's typeurl names features.Features, which it encodes
+// in JSON.
+const featuresType = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
+// supported is what clients are told. CRI of containerd 2 refuses recursive read-only
+// mounts to a runtime that does not tell of them, and 2.4 does not survive one that
+// tells nothing at all.
+var supported = features.Features{
+	OCIVersionMin: "1.0.0", OCIVersionMax: specs.Version,
+	MountOptions: []string{"bind", "private", "ro", "rbind", "rprivate", "rro", "rslave", "rw", "slave"},
+}
+
 // printInfo answers containerd's question about the runtime. The options come
 // back as they were given.
 func (p Program) printInfo(r io.Reader, w io.Writer) error {
@@ -104,6 +119,11 @@ func (p Program) printInfo(r io.Reader, w io.Writer) error {
 	}
 	version, revision := build()
 	info := &types.RuntimeInfo{Name: p.Name, Version: &types.RuntimeVersion{Version: version, Revision: revision}}
+	told, err := json.Marshal(supported)
+	if err != nil {
+		return fmt.Errorf("encode runtime features: %w", err)
+	}
+	info.Features = &anypb.Any{TypeUrl: featuresType, Value: told}
 	if len(raw) > 0 {
 		info.Options = &anypb.Any{}
 		if err := proto.Unmarshal(raw, info.Options); err != nil {
