@@ -65,7 +65,6 @@ func TestWhatAGuestCannotHaveIsRefused(t *testing.T) {
 			make("strange", unix.S_IFCHR, unix.Mkdev(195, 0)): {"character device 195:0"},
 			make("fifo", unix.S_IFIFO, 0):                     {"fifo"},
 			"/proc":                                           {"/proc", "proc file system"},
-			"/sys/fs/cgroup":                                  {"/sys/fs/cgroup"},
 		} {
 			p.wantRefused(append(words, path, "(/mnt/refused)"), with(rw(dir, "/mnt/other"), rw(path, "/mnt/refused")))
 		}
