@@ -20,6 +20,7 @@ import (
 
 	"github.com/husk-containers/husk/agent/pause"
 	"github.com/husk-containers/husk/agent/reap"
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
 const (
@@ -103,7 +104,7 @@ func (c *Crun) Create(ctx context.Context, id string, spec *specs.Spec, director
 	return nil, errors.Join(err, c.Delete(context.WithoutCancel(ctx), id))
 }
 
-func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, directories []string, stdio Stdio) (*Process, error) {
+func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, directories []string, stdio Stdio) (_ *Process, err error) {
 	dir := c.bundle(id)
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		if errors.Is(err, os.ErrExist) {
@@ -126,6 +127,11 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 		return nil, err
 	}
 	defer joined.close()
+	sources, err := openSources(filepath.Join(dir, "sources"), agentv1.VolumesDir, spec)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, sources.close()) }()
 	config, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err

@@ -131,7 +131,7 @@ func (s *fileSystem) unmount() error {
 		unix.Fstatfs(int(s.dir.Fd()), &st) //nolint:errcheck // the answer counts, not what it is
 	}
 	err := unix.Unmount(s.dir.Name(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	s.dir.Close() //nolint:errcheck // a path only
+	s.dir.Close()                                               //nolint:errcheck // a path only
 	if err != nil && err != unix.EINVAL && err != unix.ENOENT { // not, or no longer, a mount
 		return fmt.Errorf("let go of file system %s: %w", s.dir.Name(), err)
 	}
