@@ -291,6 +291,52 @@ func TestKernelsPools(t *testing.T) {
 	}
 }
 
+// TestKernelsHugePages takes pages of the kernel's own pool, which on a host are not
+// a test's to take: the end-to-end tests run it in a guest.
+func TestKernelsHugePages(t *testing.T) {
+	if os.Getenv("HUSK_TEST_IN_GUEST") == "" {
+		t.Skip("not in a guest")
+	}
+	s, _ := newSet(t)
+	const pool = sysfs("/sys/kernel/mm/hugepages")
+	s.pools = pool
+	has := func(want uint64) {
+		t.Helper()
+		if n, err := pool.Get(hugePage); n != want || err != nil {
+			t.Errorf("a pool of %d pages, %v, want %d", n, err, want)
+		}
+	}
+	st := s.hugetlbfs("0", 6*hugePage)
+	if err := s.MountStorage(t.Context(), st, nil); err != nil {
+		t.Fatal(err)
+	}
+	has(6)
+	f, err := os.Create(st.Target + "/file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	// All of the volume can be had, and no more.
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, 6*hugePage); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Fallocate(int(f.Fd()), 0, 6*hugePage, hugePage); err != unix.ENOSPC {
+		t.Errorf("a page more: %v", err)
+	}
+	err = s.MountStorage(t.Context(), s.hugetlbfs("1", 1<<40), nil)
+	if !errdefs.IsResourceExhausted(err) {
+		t.Errorf("more than there is memory: %v", err)
+	}
+	t.Log(err)
+	has(6)
+	if err := s.UnmountStorage(t.Context(), st.Target); err != nil {
+		t.Fatal(err)
+	}
+	has(6) // surplus pages, for the file is open
+	f.Close()
+	has(0)
+}
+
 // TestPropagation mounts a volume that a slave of the directory is to see.
 func TestPropagation(t *testing.T) {
 	s, _ := newSet(t)

@@ -29,19 +29,42 @@ var (
 	devTun  = specs.LinuxDevice{Path: "/dev/net/tun", Type: "c", Major: 10, Minor: 200}
 )
 
+// goBuild builds a static program with a go command, and returns a bind of it on
+// /mnt/program.
+func (e *env) goBuild(command string, args ...string) specs.Mount {
+	e.Helper()
+	program := filepath.Join(e.TempDir(), "program")
+	build := exec.Command("go", append([]string{command, "-o", program}, args...)...)
+	build.Dir, build.Env = e.root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		e.Fatalf("%v: %v\n%s", build, err, out)
+	}
+	return specs.Mount{Destination: "/mnt/program", Type: "bind", Source: program, Options: []string{"bind", "ro"}}
+}
+
 func TestFUSE(t *testing.T) {
 	each(t, func(e *env) {
-		program := filepath.Join(e.TempDir(), "fusefile")
-		build := exec.Command("go", "build", "-o", program, "./test/e2e/testdata/fusefile")
-		build.Dir, build.Env = e.root, append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			e.Fatalf("build a FUSE server: %v\n%s", err, out)
-		}
-		r := e.runSpec("/mnt/fusefile", func(s *specs.Spec) {
+		program := e.goBuild("build", "./test/e2e/testdata/fusefile")
+		r := e.runSpec("/mnt/program", func(s *specs.Spec) {
 			allow(s, []string{"CAP_SYS_ADMIN"}, devFuse)
-			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/mnt/fusefile", Type: "bind", Source: program, Options: []string{"bind", "ro"}})
+			s.Mounts = append(s.Mounts, program)
 		})
 		if r.stdout != "from a FUSE file system\n" {
+			e.Errorf("%v", r)
+		}
+	})
+}
+
+// TestStoragesOfMemory runs the tests of the agent's storages on the guest's kernel,
+// which has huge pages to give.
+func TestStoragesOfMemory(t *testing.T) {
+	eachHusk(t, func(e *env) {
+		program := e.goBuild("test", "-c", "./agent/storage")
+		r := e.runSpec("HUSK_TEST_IN_GUEST=1 /mnt/program -test.v -test.timeout=2m", func(s *specs.Spec) {
+			privileged(s)
+			s.Mounts = append(s.Mounts, program)
+		})
+		if r.code != 0 || strings.Contains(r.stdout, "--- SKIP") || !strings.Contains(r.stdout, "--- PASS: TestKernelsHugePages") {
 			e.Errorf("%v", r)
 		}
 	})
