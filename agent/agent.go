@@ -60,8 +60,13 @@ type Platform interface {
 	// MountShm mounts a /dev/shm with room for so many bytes on target, which it
 	// makes.
 	MountShm(target string, bytes uint64) error
-	// MountVirtioFS mounts a share on target, which it makes.
-	MountVirtioFS(tag, target string, readOnly bool) error
+	// MountStorage mounts s, which is valid, and makes what is missing of the
+	// directories below it. It does not mind being called again, and neither does
+	// UnmountStorage.
+	MountStorage(ctx context.Context, s *agentv1.Storage, directories []*agentv1.Directory) error
+	UnmountStorage(ctx context.Context, target string) error
+	// MakeDevice makes d.Node. NotFound where the machine has no such device.
+	MakeDevice(d agentv1.Device) error
 	// Sync writes what is cached to the disks, and gives up after timeout.
 	Sync(timeout time.Duration)
 }
