@@ -158,7 +158,7 @@ func (x *extraction) place(h *tar.Header) (string, error) {
 	case isDir && x.target.Want == NoDirectory:
 		return "", fmt.Errorf("a directory cannot take the place of %s, which is none: %w", path.Join(x.target.Dir, x.target.Name), errdefs.ErrInvalidArgument)
 	case !isDir && x.target.Want == Directory:
-		return "", fmt.Errorf("it is no directory, and %s does not exist as one: %w", path.Join(x.target.Dir, x.target.Name), errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("it is no directory, and %s does not exist as one: make it, or leave out the slash for a file of that name: %w", path.Join(x.target.Dir, x.target.Name), errdefs.ErrInvalidArgument)
 	}
 	x.base, x.alone = name, !isDir
 	return x.target.Name, nil
