@@ -98,6 +98,25 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// Directories have their modes and times whatever the order of the entries.
+func TestDirectoriesAreSettledLast(t *testing.T) {
+	to, when := t.TempDir(), time.Unix(1e9, 0)
+	headers := []tar.Header{dir("d"), dir("d/a"), dir("d/b"), file("d/b/x", ""), file("d/a/x", "")}
+	for i := range headers {
+		headers[i].ModTime = when
+		if strings.HasSuffix(headers[i].Name, "/") {
+			headers[i].Mode = 0o555
+		}
+	}
+	must(t, Extract(bytes.NewReader(archive(t, headers...)), Target{Dir: to, Name: "d"}, plenty))
+	for _, name := range []string{"d", "d/a", "d/b"} {
+		if info, err := os.Stat(filepath.Join(to, name)); err != nil || info.Mode().Perm() != 0o555 || !info.ModTime().Equal(when) {
+			t.Errorf("%s: %v, modified at %v, %v", name, info.Mode(), info.ModTime(), err)
+		}
+	}
+	must(t, os.Chmod(to+"/d", 0o755), os.Chmod(to+"/d/a", 0o755), os.Chmod(to+"/d/b", 0o755)) // for their removal
+}
+
 func TestContentsAlone(t *testing.T) {
 	from, to := t.TempDir(), t.TempDir()
 	must(t, os.WriteFile(from+"/a", []byte("a"), 0o644), os.Mkdir(from+"/d", 0o755), os.WriteFile(from+"/d/b", []byte("b"), 0o644))

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -67,7 +68,7 @@ func Extract(r io.Reader, t Target, l Limits) error {
 		case errors.Is(err, io.EOF) && n == 0:
 			return fmt.Errorf("the container's tar is empty: %w", errdefs.ErrInvalidArgument)
 		case errors.Is(err, io.EOF):
-			return x.leave("")
+			return x.settle()
 		case err != nil:
 			return fmt.Errorf("read the container's tar: %w", err)
 		case n >= l.Entries:
@@ -92,10 +93,14 @@ type extraction struct {
 	// checked is a directory that is reached without symbolic links. None of its
 	// elements becomes one: directories are not replaced.
 	checked string
-	// made are the directories that were made and are not left, each below the one
-	// before. Only then do they get their modes and times: what is put in changes them.
-	made []tar.Header
+	// made are the directories that were made, whose names have named bytes. They get
+	// their modes and times at the end: what is put in changes them.
+	made  []tar.Header
+	named int
 }
+
+// maxNamed bounds the names that are kept. Directories beyond get their times at once.
+const maxNamed = 16 << 20
 
 // refuse is the error of an entry that nobody has written in good faith.
 func refuse(format string, args ...any) error {
@@ -105,9 +110,6 @@ func refuse(format string, args ...any) error {
 func (x *extraction) extract(h *tar.Header, content io.Reader) error {
 	file, err := x.place(h)
 	if err != nil {
-		return err
-	}
-	if err := x.leave(file); err != nil {
 		return err
 	}
 	if err := x.check(path.Dir(file)); err != nil {
@@ -219,19 +221,15 @@ func (x *extraction) check(dir string) error {
 	return nil
 }
 
-// leave gives the directories that were made, and that file is not in, what they were to
-// have. Empty: all.
-func (x *extraction) leave(file string) error {
-	for len(x.made) > 0 {
-		h := &x.made[len(x.made)-1]
-		if file != "" && strings.HasPrefix(file, h.Name+"/") {
-			return nil
-		}
-		x.made = x.made[:len(x.made)-1]
-		if err := errors.Join(x.own(h, h.Name), x.root.Chmod(h.Name, mode(h)), x.root.Chtimes(h.Name, h.ModTime, h.ModTime)); err != nil {
+// settle gives the directories that were made what they were to have, those first that
+// came last.
+func (x *extraction) settle() error {
+	for _, h := range slices.Backward(x.made) {
+		if err := errors.Join(x.own(&h, h.Name), x.root.Chmod(h.Name, mode(&h)), x.root.Chtimes(h.Name, h.ModTime, h.ModTime)); err != nil {
 			return err
 		}
 	}
+	x.made, x.named = x.made[:0], 0
 	return nil
 }
 
@@ -240,6 +238,9 @@ func (x *extraction) directory(h *tar.Header, file string) error {
 	if err == nil {
 		// A header whole may be large.
 		x.made = append(x.made, tar.Header{Name: file, Typeflag: tar.TypeDir, Mode: h.Mode, Uid: h.Uid, Gid: h.Gid, ModTime: h.ModTime})
+		if x.named += len(file); x.named > maxNamed {
+			return x.settle()
+		}
 		return nil
 	}
 	info, serr := x.root.Lstat(file)

@@ -26,7 +26,7 @@ import (
 // mediaType is the one kind of stream there is.
 const mediaType = "application/x-tar"
 
-// Files are those of one container.
+// Files are those of one container. Their errors name what they are about.
 type Files interface {
 	// CopyIn extracts a tar into the directory at path, which must exist.
 	CopyIn(ctx context.Context, path string, tar io.Reader) error
@@ -154,9 +154,6 @@ func (s *Service) transfer(ctx context.Context, r *api.TransferRequest) error {
 			}
 			return s.copyOut(ctx, &path, st)
 		})
-	}
-	if err != nil {
-		err = fmt.Errorf("copy %s in container %q: %w", path.Path, path.ContainerID, err)
 	}
 	st.finish(err)
 	if progress == nil {
