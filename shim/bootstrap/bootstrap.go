@@ -95,8 +95,8 @@ func (p Program) printVersion(w io.Writer) error {
 	return err
 }
 
-// printInfo answers containerd's question about the runtime. The options come
-// back as they were given.
+// printInfo answers containerd's question about the runtime: what it is and what it
+// can. The options come back as they were given.
 func (p Program) printInfo(r io.Reader, w io.Writer) error {
 	raw, err := io.ReadAll(io.LimitReader(r, maxStdin))
 	if err != nil {
@@ -109,6 +109,9 @@ func (p Program) printInfo(r io.Reader, w io.Writer) error {
 		if err := proto.Unmarshal(raw, info.Options); err != nil {
 			return fmt.Errorf("decode runtime options: %w", err)
 		}
+	}
+	if info.Features, err = encodeFeatures(); err != nil {
+		return fmt.Errorf("encode runtime features: %w", err)
 	}
 	out, err := proto.Marshal(info)
 	if err != nil {
