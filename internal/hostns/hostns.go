@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Namespace is a mount namespace held by an open file. Its methods are safe
-// for concurrent use.
+// A Namespace is a mount namespace held by an open file; nil is the process's own.
+// Its methods are safe for concurrent use.
 type Namespace struct{ file *os.File }
 
 // New takes over file, an open /proc/PID/ns/mnt.
@@ -75,6 +75,13 @@ func (n *Namespace) inside(name string, open func() (int, error)) (*os.File, err
 		fd  int
 		err error
 	}
+	if n == nil {
+		fd, err := open()
+		if err != nil {
+			return nil, err
+		}
+		return os.NewFile(uintptr(fd), name), nil
+	}
 	done := make(chan result)
 	go expend(func() {
 		err := n.enter()
@@ -119,4 +126,9 @@ func (n *Namespace) enter() error {
 }
 
 // Close lets go of the namespace.
-func (n *Namespace) Close() error { return n.file.Close() }
+func (n *Namespace) Close() error {
+	if n == nil {
+		return nil
+	}
+	return n.file.Close()
+}

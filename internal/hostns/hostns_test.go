@@ -80,6 +80,13 @@ func TestOpenFollowsNoSymbolicLink(t *testing.T) {
 	}
 	ns := New(file)
 	defer ns.Close() //nolint:errcheck // read only
+	for name, ns := range map[string]*Namespace{"given": ns, "own": nil} {
+		t.Run(name, func(t *testing.T) { opens(t, ns) })
+	}
+}
+
+func opens(t *testing.T, ns *Namespace) {
+	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
 		t.Fatal(err)

@@ -103,6 +103,9 @@ func inherit(dir, name string) error {
 	return os.WriteFile(path, above, 0)
 }
 
+// Created are the directories that New was the one to make.
+func (c *Cgroup) Created() []string { return slices.Clone(c.created) }
+
 // Add moves a process, with all its threads, into the cgroup. What it starts from
 // then on is in it too.
 func (c *Cgroup) Add(pid int) error {
