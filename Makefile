@@ -32,7 +32,7 @@ help: ## list the targets
 
 .PHONY: deps
 deps: ## install the Debian packages that are missing
-	@scripts/install-deps run build
+	@scripts/install-deps run build test
 
 .PHONY: build
 build: ## build shim, operator's tool and agent into build/bin

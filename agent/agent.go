@@ -7,6 +7,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/husk-containers/husk/agent/container"
 	"github.com/husk-containers/husk/agent/forward"
+	"github.com/husk-containers/husk/agent/socket"
 	"github.com/husk-containers/husk/agent/stream"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
@@ -60,8 +62,13 @@ type Platform interface {
 	// MountShm mounts a /dev/shm with room for so many bytes on target, which it
 	// makes.
 	MountShm(target string, bytes uint64) error
-	// MountVirtioFS mounts a share on target, which it makes.
-	MountVirtioFS(tag, target string, readOnly bool) error
+	// MountStorage mounts s, which is valid, and makes what is missing of the
+	// directories below it. It does not mind being called again, and neither does
+	// UnmountStorage.
+	MountStorage(ctx context.Context, s *agentv1.Storage, directories []*agentv1.Directory) error
+	UnmountStorage(ctx context.Context, target string) error
+	// MakeDevice makes d.Node. NotFound where the machine has no such device.
+	MakeDevice(d agentv1.Device) error
 	// Sync writes what is cached to the disks, and gives up after timeout.
 	Sync(timeout time.Duration)
 }
@@ -92,6 +99,9 @@ type Options struct {
 	// Listeners begins to watch the ports that processes listen on, when the host
 	// asks for reports; nil: it cannot. See agent/listen.
 	Listeners func() (ListenWatcher, error)
+	// SocketsDir is where the sockets are made that stand for the host's; empty:
+	// agentv1.SocketsDir.
+	SocketsDir string
 }
 
 // A ListenWatcher is a listen.Watcher.
@@ -105,6 +115,8 @@ type Agent struct {
 	claims *stream.Claims
 	events events
 	listen chan ListenWatcher // to run, one at most
+	// sockets stand for the host's.
+	sockets *socket.Table
 
 	shutdown     chan struct{} // closed when Shutdown has done its work
 	shutdownOnce sync.Once
@@ -123,13 +135,15 @@ type Agent struct {
 
 // New returns an Agent. Serve runs it.
 func New(opts Options) *Agent {
-	return &Agent{
+	a := &Agent{
 		opts:       opts,
 		claims:     stream.NewClaims(opts.Streams),
 		listen:     make(chan ListenWatcher, 1),
 		shutdown:   make(chan struct{}),
 		containers: make(map[string]*guestContainer),
 	}
+	a.sockets = socket.New(cmp.Or(opts.SocketsDir, agentv1.SocketsDir), a.reportConnection)
+	return a
 }
 
 // Serve serves the control connection, which it closes, until the host has asked
@@ -168,8 +182,9 @@ func (a *Agent) Serve(ctx context.Context, control net.Conn) error {
 		run(func(ctx context.Context) error { return source.WatchOOM(ctx, a.checkOOM) })
 	}
 	if a.opts.Forwards != nil {
-		run(func(ctx context.Context) error { return forward.Serve(ctx, a.opts.Forwards) })
+		run(func(ctx context.Context) error { return forward.Serve(ctx, a.opts.Forwards, a.sockets.Claim) })
 	}
+	run(a.sockets.Serve)
 	run(a.watchListeners)
 	ln := newOneConn(control)
 	quiet := logrus.New() // what ttrpc logs is that the connection has ended

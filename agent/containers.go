@@ -32,6 +32,9 @@ func (a service) CreateContainer(ctx context.Context, r *agentv1.CreateContainer
 		return nil, fmt.Errorf("create container %q: %w", id, errdefs.ErrAlreadyExists)
 	}
 	err = a.launch(c.init, r.GetStreams(), func(stdio container.Stdio) (*container.Process, error) {
+		if err := a.makeDevices(spec); err != nil {
+			return nil, fmt.Errorf("create container %q: %w", id, err)
+		}
 		return a.opts.Runtime.Create(ctx, id, spec, r.GetFileSystems(), stdio)
 	}, made)
 	if err != nil {

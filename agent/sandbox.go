@@ -59,7 +59,7 @@ func (a service) Configure(ctx context.Context, r *agentv1.ConfigureRequest) (*a
 		errs = append(errs, a.opts.Platform.SetSysctl(s.GetKey(), s.GetValue()))
 	}
 	for _, s := range r.GetStorages() {
-		errs = append(errs, a.opts.Platform.MountVirtioFS(s.GetSource(), s.GetTarget(), s.GetReadOnly()))
+		errs = append(errs, a.opts.Platform.MountStorage(ctx, s, nil))
 	}
 	errs = append(errs, a.opts.Platform.MountShm(agentv1.SharedShm, cmp.Or(r.GetShmBytes(), defaultShm)))
 	if r.GetReportListeners() {

@@ -53,6 +53,11 @@ func decodeSpec(id string, data []byte, terminal bool) (*specs.Spec, error) {
 				ns.Type, ns.Path, agentv1.SharedPID, agentv1.ContainerPID("<container>"))
 		}
 	}
+	for _, m := range spec.Mounts {
+		if _, ok := agentv1.DeviceOfNode(m.Source); !ok && agentv1.Below(m.Source, agentv1.GuestDir+"/dev") {
+			return nil, invalid("mounts: %s has the source %q, which is of no device", m.Destination, m.Source)
+		}
+	}
 	if spec.Process == nil {
 		return nil, invalid("process is missing")
 	}

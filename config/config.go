@@ -86,6 +86,9 @@ type Runtime struct {
 	StopTimeout Duration `toml:"stop_timeout"`
 	// DrainTimeout is how long output that nobody reads is held without progress.
 	DrainTimeout Duration `toml:"drain_timeout"`
+	// AllowedSockets are patterns of the host's unix sockets that containers may
+	// have, if they mount them.
+	AllowedSockets []string `toml:"allowed_sockets"`
 }
 
 // Default returns the configuration that holds where no file says otherwise.
@@ -118,6 +121,7 @@ func Default() Config {
 			RequestTimeout: Duration{30 * time.Second},
 			StopTimeout:    Duration{5 * time.Second},
 			DrainTimeout:   Duration{10 * time.Second},
+			AllowedSockets: []string{"/**"},
 		},
 	}
 }

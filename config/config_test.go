@@ -151,6 +151,11 @@ func TestKeys(t *testing.T) {
 		{"runtime.request_timeout", `"1h"`, func(c Config) any { return c.Runtime.RequestTimeout.Duration }, time.Hour, badTimes},
 		{"runtime.stop_timeout", `"100ms"`, func(c Config) any { return c.Runtime.StopTimeout.Duration }, 100 * time.Millisecond, badTimes},
 		{"runtime.drain_timeout", `"1m30s"`, func(c Config) any { return c.Runtime.DrainTimeout.Duration }, 90 * time.Second, badTimes},
+		{
+			"runtime.allowed_sockets", `["/run/spire/*/agent.sock", "/var/lib/kubelet/**"]`, func(c Config) any { return c.Runtime.AllowedSockets },
+			[]string{"/run/spire/*/agent.sock", "/var/lib/kubelet/**"},
+			[]string{`"/**"`, `["run/x"]`, `["/a", ""]`, `["/"]`, `["/a/../b"]`, `["/a/"]`, `["/a["]`, `["/[a/b]"]`, `[1]`, `true`, `["/nul\u0000"]`},
+		},
 	}
 	var tested []string
 	for i, tt := range tests {
@@ -179,6 +184,14 @@ func TestKeys(t *testing.T) {
 	}
 	if diff := cmp.Diff(structKeys(), tested); diff != "" {
 		t.Errorf("keys of the types and of this test (-types +tested):\n%s", diff)
+	}
+}
+
+// No pattern at all is not the same as none given.
+func TestNoSocketIsAllowed(t *testing.T) {
+	_, c, err := load(t, "[runtime]\nallowed_sockets = []\n")
+	if err != nil || len(c.Runtime.AllowedSockets) != 0 {
+		t.Errorf("%q, %v", c.Runtime.AllowedSockets, err)
 	}
 }
 
@@ -315,8 +328,9 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 		t.Fatal("got no error")
 	}
 	lines := strings.Split(err.Error(), "\n")
-	// What may be the zero value: cpu_model, kernel_params, port_forward, passt.
-	if want := len(rules()) - 4; len(lines) != want {
+	// What may be the zero value: cpu_model, kernel_params, port_forward, passt,
+	// allowed_sockets.
+	if want := len(rules()) - 5; len(lines) != want {
 		t.Errorf("got %d problems, want %d:\n%v", len(lines), want, err)
 	}
 	if want := `hypervisor.accelerator = "": want "auto" or "kvm" or "tcg"`; !slices.Contains(lines, want) {

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -67,6 +68,12 @@ func rules() []rule {
 		duration("runtime.request_timeout", func(c *Config) *Duration { return &c.Runtime.RequestTimeout }),
 		duration("runtime.stop_timeout", func(c *Config) *Duration { return &c.Runtime.StopTimeout }),
 		duration("runtime.drain_timeout", func(c *Config) *Duration { return &c.Runtime.DrainTimeout }),
+		{
+			key: "runtime.allowed_sockets", want: "a list of absolute paths, which may be patterns",
+			check: func(c *Config) (string, bool) {
+				return quoteList(c.Runtime.AllowedSockets), !slices.ContainsFunc(c.Runtime.AllowedSockets, isNoPattern)
+			},
+		},
 	}
 }
 
@@ -158,10 +165,24 @@ func validChannels(channels []Channel) bool {
 	return len(channels) > 0
 }
 
-func quoteList(channels []Channel) string {
-	quoted := make([]string, len(channels))
-	for i, ch := range channels {
-		quoted[i] = strconv.Quote(string(ch))
+// isNoPattern tells of what can match nothing: a path that is not absolute or not
+// clean, or brackets that do not close within an element.
+func isNoPattern(s string) bool {
+	if !isPath(s) || path.Clean(s) != s || s == "/" {
+		return true
+	}
+	for element := range strings.SplitSeq(s, "/") {
+		if _, err := path.Match(element, ""); err != nil {
+			return true
+		}
+	}
+	return false
+}
+
+func quoteList[T ~string](list []T) string {
+	quoted := make([]string, len(list))
+	for i, s := range list {
+		quoted[i] = strconv.Quote(string(s))
 	}
 	return "[" + strings.Join(quoted, ", ") + "]"
 }

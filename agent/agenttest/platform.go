@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
@@ -18,6 +19,8 @@ import (
 type Platform struct {
 	// Sysctls that there are; nil: any.
 	Sysctls map[string]bool
+	// Devices that there are; nil: any.
+	Devices map[agentv1.Device]bool
 	// NetworkError is what SetNetwork answers.
 	NetworkError error
 
@@ -66,9 +69,28 @@ func (p *Platform) SetSysctl(key, value string) error {
 	return nil
 }
 
-// MountVirtioFS implements agent.Platform.
-func (p *Platform) MountVirtioFS(tag, target string, readOnly bool) error {
-	p.add("mount %s on %s readonly=%t", tag, target, readOnly)
+// MountStorage implements agent.Platform.
+func (p *Platform) MountStorage(_ context.Context, s *agentv1.Storage, directories []*agentv1.Directory) error {
+	if s.GetKind() == agentv1.Storage_KIND_VIRTIOFS {
+		p.add("mount %s on %s readonly=%t", s.GetSource(), s.GetTarget(), s.GetReadOnly())
+	} else {
+		p.add("mount %s on %s size=%d mode=%o directories=%d", s.GetKind(), s.GetTarget(), s.GetSizeBytes(), s.GetMode(), len(directories))
+	}
+	return nil
+}
+
+// UnmountStorage implements agent.Platform.
+func (p *Platform) UnmountStorage(_ context.Context, target string) error {
+	p.add("unmount %s", target)
+	return nil
+}
+
+// MakeDevice implements agent.Platform.
+func (p *Platform) MakeDevice(d agentv1.Device) error {
+	if p.Devices != nil && !p.Devices[d] {
+		return fmt.Errorf("device %c %d:%d: %w", d.Kind, d.Major, d.Minor, errdefs.ErrNotFound)
+	}
+	p.add("device %c %d:%d", d.Kind, d.Major, d.Minor)
 	return nil
 }
 

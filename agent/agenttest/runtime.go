@@ -140,6 +140,12 @@ func (r *Runtime) get(id string) (*hostContainer, error) {
 	return c, nil
 }
 
+// Hold implements container.Runtime: there is nothing to hold.
+func (r *Runtime) Hold(_ context.Context, id string, _ []string) error {
+	_, err := r.get(id)
+	return err
+}
+
 // Start implements container.Runtime.
 func (r *Runtime) Start(_ context.Context, id string) error {
 	c, err := r.get(id)

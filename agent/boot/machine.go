@@ -87,21 +87,6 @@ func sysctlPath(key string) string {
 	return filepath.Join("/proc/sys", key)
 }
 
-// MountVirtioFS mounts the share that tag names on target, which is made.
-func (Machine) MountVirtioFS(tag, target string, readOnly bool) error {
-	if err := os.MkdirAll(target, 0o755); err != nil {
-		return fmt.Errorf("mount share %q: %w", tag, err)
-	}
-	var flags uintptr
-	if readOnly {
-		flags |= unix.MS_RDONLY
-	}
-	if err := unix.Mount(tag, target, "virtiofs", flags, ""); err != nil {
-		return fmt.Errorf("mount share %q on %s: %w", tag, target, err)
-	}
-	return nil
-}
-
 // MountShm mounts a /dev/shm for several containers, with room for so many bytes,
 // on target, which is made.
 func (Machine) MountShm(target string, bytes uint64) error {

@@ -1,12 +1,16 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/husk-containers/husk/agent/module"
 )
 
 // Crun is the OCI runtime's binary, in the initramfs and afterwards.
@@ -27,12 +31,15 @@ func switchRoot() error {
 	if err := placeCrun(filepath.Join(newRoot, filepath.Dir(Crun))); err != nil {
 		return fmt.Errorf("switch root: %w", err)
 	}
+	if err := placeModules(newRoot); err != nil {
+		return fmt.Errorf("switch root: %w", err)
+	}
 	entries, err := os.ReadDir("/")
 	if err != nil {
 		return fmt.Errorf("switch root: %w", err)
 	}
 	for _, e := range entries {
-		if p := "/" + e.Name(); p != newRoot {
+		if p := "/" + e.Name(); p != newRoot && p != module.Dir {
 			if err := os.RemoveAll(p); err != nil {
 				return fmt.Errorf("switch root: free the initramfs: %w", err)
 			}
@@ -48,6 +55,30 @@ func switchRoot() error {
 		return fmt.Errorf("switch root: chroot: %w", err)
 	}
 	return os.Chdir("/")
+}
+
+// placeModules has the modules that may come to be needed, which stay in the
+// initramfs, seen below root too, and the agent's program where the kernel calls it
+// to load one: this program's file is as good as gone, but PID 1 leads to it.
+func placeModules(root string) error {
+	if _, err := os.Stat(module.Dir); err != nil {
+		if errors.Is(err, fs.ErrNotExist) { // an image without
+			return nil
+		}
+		return err
+	}
+	dir := filepath.Join(root, module.Dir)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(module.Dir, dir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s: %w", module.Dir, err)
+	}
+	helper := filepath.Join(root, module.Helper)
+	if err := os.MkdirAll(filepath.Dir(helper), 0o755); err != nil {
+		return err
+	}
+	return os.Symlink("/proc/1/exe", helper)
 }
 
 // placeCrun puts crun into dir, on a read-only file system of its own. Crun

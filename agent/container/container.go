@@ -21,6 +21,8 @@ type Runtime interface {
 	// the spec names the PID namespace of a container (agentv1.ContainerPID) that
 	// has ended.
 	Create(ctx context.Context, id string, spec *specs.Spec, fileSystems []string, stdio Stdio) (*Process, error)
+	// Hold adds to the fileSystems of a container. NotFound where it is not there.
+	Hold(ctx context.Context, id string, fileSystems []string) error
 	// Start lets the process of a created container run.
 	Start(ctx context.Context, id string) error
 	// Exec runs one more process in a container. The pair of ids is not in use.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/husk-containers/husk/agent/pause"
 	"github.com/husk-containers/husk/agent/reap"
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
 const (
@@ -35,8 +37,10 @@ type Crun struct {
 	table *reap.Table
 	oom   *oomWatch
 
+	fileSystems *fileSystems
+
 	mu    sync.Mutex
-	held  map[string]fileSystems   // by container
+	held  map[string][]string      // by container, of fileSystems
 	inits map[string]*reap.Process // by container, its first process
 }
 
@@ -69,7 +73,10 @@ func NewCrun(cfg CrunConfig, table *reap.Table) (*Crun, error) {
 		return nil, fmt.Errorf("set up %s: %w", cfg.Command, err)
 	}
 	runc.Monitor = table.Monitor()
-	return &Crun{cfg: cfg, table: table, oom: oom, held: make(map[string]fileSystems), inits: make(map[string]*reap.Process)}, nil
+	return &Crun{
+		cfg: cfg, table: table, oom: oom, fileSystems: newFileSystems(),
+		held: make(map[string][]string), inits: make(map[string]*reap.Process),
+	}, nil
 }
 
 func (c *Crun) bundle(id string) string { return filepath.Join(c.cfg.Dir, "containers", id) }
@@ -97,7 +104,7 @@ func (c *Crun) Create(ctx context.Context, id string, spec *specs.Spec, director
 	return nil, errors.Join(err, c.Delete(context.WithoutCancel(ctx), id))
 }
 
-func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, directories []string, stdio Stdio) (*Process, error) {
+func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, directories []string, stdio Stdio) (_ *Process, err error) {
 	dir := c.bundle(id)
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		if errors.Is(err, os.ErrExist) {
@@ -105,13 +112,12 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 		}
 		return nil, err
 	}
-	held, err := hold(directories)
-	if err != nil {
+	c.mu.Lock()
+	c.held[id] = nil
+	c.mu.Unlock()
+	if err := c.Hold(ctx, id, directories); err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	c.held[id] = held
-	c.mu.Unlock()
 	if root, err := os.Stat(spec.Root.Path); err != nil || !root.IsDir() {
 		return nil, fmt.Errorf("root file system %q: no such directory in the guest: check the snapshot and the share it comes by: %w",
 			spec.Root.Path, errdefs.ErrNotFound)
@@ -121,6 +127,11 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 		return nil, err
 	}
 	defer joined.close()
+	sources, err := openSources(filepath.Join(dir, "sources"), agentv1.VolumesDir, spec)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, sources.close()) }()
 	config, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
@@ -143,6 +154,30 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 	c.mu.Unlock()
 	c.oom.add(id, c.cgroup(id))
 	return p, nil
+}
+
+// Hold implements Runtime.
+func (c *Crun) Hold(ctx context.Context, id string, directories []string) error {
+	c.mu.Lock()
+	have, ok := c.held[id]
+	directories = slices.DeleteFunc(slices.Clone(directories), func(dir string) bool { return slices.Contains(have, dir) })
+	c.mu.Unlock()
+	var held []string
+	var err error
+	if ok {
+		if held, err = c.fileSystems.hold(ctx, directories); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		if have, ok = c.held[id]; ok {
+			c.held[id] = slices.Concat(have, held)
+		}
+		c.mu.Unlock()
+	}
+	if !ok { // or no longer
+		return errors.Join(fmt.Errorf("hold file systems: container %q: %w", id, errdefs.ErrNotFound), c.fileSystems.release(held))
+	}
+	return nil
 }
 
 // Start implements Runtime.
@@ -271,7 +306,7 @@ func (c *Crun) Delete(ctx context.Context, id string) error {
 	delete(c.held, id)
 	delete(c.inits, id)
 	c.mu.Unlock()
-	errs = append(errs, cg.remove(), held.release(), os.RemoveAll(c.bundle(id)))
+	errs = append(errs, cg.remove(), c.fileSystems.release(held), os.RemoveAll(c.bundle(id)))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("delete container %q: %w", id, err)
 	}

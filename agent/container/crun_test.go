@@ -321,6 +321,7 @@ func TestCrunInside(t *testing.T) {
 	t.Run("PID namespace that is killed", func(t *testing.T) { testSharedPIDKilled(t, c) })
 	t.Run("PID namespace of a container", func(t *testing.T) { testTargetPID(t, c) })
 	t.Run("the guest's PID namespace", func(t *testing.T) { testGuestPID(t, c) })
+	t.Run("propagation", func(t *testing.T) { testPropagation(t, c) })
 	t.Run("shared IPC and UTS", func(t *testing.T) { testSharedIPC(t, c) })
 
 	for _, dir := range []string{"containers", "crun", "log"} {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -44,6 +45,10 @@ func lastError(log []byte) string {
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
+// mountOn is how crun names a mount. What is mounted is a path of the guest, which
+// tells a user nothing.
+var mountOn = regexp.MustCompile("^mount `.*` to `/?(.*)`$")
+
 // classify gives a message of crun (1.8 and later) a class and a remedy.
 func classify(process *specs.Process, message string) error {
 	command, cwd := "", ""
@@ -53,8 +58,9 @@ func classify(process *specs.Process, message string) error {
 			command = process.Args[0]
 		}
 	}
-	_, cause, _ := cutLast(message, ": ")
+	what, cause, _ := cutLast(message, ": ")
 	cause = strings.ToLower(cause)
+	mount := mountOn.FindStringSubmatch(what)
 	switch {
 	case strings.HasPrefix(message, "executable file ") && strings.Contains(message, " not found in $PATH"):
 		if strings.Contains(command, "/") {
@@ -65,6 +71,10 @@ func classify(process *specs.Process, message string) error {
 		return fmt.Errorf("%q: not executable (%s): check the command, and the mode of its file: %w", command, cause, errdefs.ErrPermissionDenied)
 	case strings.HasPrefix(message, "chdir "):
 		return fmt.Errorf("working directory %q: %s: check cwd: %w", cwd, cause, errdefs.ErrInvalidArgument)
+	case mount != nil && cause == "not a directory":
+		return fmt.Errorf("mount on %q: %s: a directory can be mounted on a directory, anything else on a file: %w", "/"+mount[1], cause, errdefs.ErrInvalidArgument)
+	case mount != nil:
+		return fmt.Errorf("mount on %q: %s: check the options of the mount: %w", "/"+mount[1], cause, errdefs.ErrInvalidArgument)
 	case strings.HasSuffix(message, "does not exist"), strings.HasPrefix(message, "error opening file ") && strings.Contains(message, "/status`"):
 		return fmt.Errorf("%s: %w", message, errdefs.ErrNotFound)
 	}

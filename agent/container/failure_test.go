@@ -43,6 +43,14 @@ func TestExplain(t *testing.T) {
 			"unknown container", "", "error opening file `/run/husk/crun/c/status`: No such file or directory",
 			errdefs.ErrNotFound, "status",
 		},
+		{
+			"a file on a directory", "x", "mount `/run/husk/share/c/mnt/0` to `etc`: Not a directory",
+			errdefs.ErrInvalidArgument, `mount on "/etc": not a directory: a directory can be mounted on a directory`,
+		},
+		{
+			"option", "x", "mount `tmpfs` to `/mnt/it`s`: Invalid argument",
+			errdefs.ErrInvalidArgument, "mount on \"/mnt/it`s\": invalid argument: check the options of the mount",
+		},
 		{"anything else", "", "seccomp: bad\n  action", unknown, "seccomp: bad action"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -1,17 +1,19 @@
 package container
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// fileSystems are the host's file systems that a container uses, as submounts of
-// the virtio-fs share, held in the agent's own mount namespace for as long as the
-// container is there.
+// fileSystems are the host's file systems that containers use, as submounts of the
+// virtio-fs share, held in the agent's own mount namespace for as long as a
+// container is there that names them: several may name the same one.
 //
 // The kernel mounts a submount where it is first walked into. That must not be the
 // container's mount namespace alone: its last process would unmount it as it ends,
@@ -19,41 +21,119 @@ import (
 // kernel (6.1, fs/fuse: the last reference to the file, and so to its inode, goes
 // with the answer) finds "Busy inodes after unmount", stops the process for good
 // inside its exit, and nobody ever learns of that.
-type fileSystems []*os.File
+type fileSystems struct {
+	mu  sync.Mutex
+	all map[string]*fileSystem // by directory
+}
 
-// hold walks into each directory. One that is no directory, or none any more, is no
-// submount.
-func hold(directories []string) (fileSystems, error) {
-	var held fileSystems
+// A fileSystem is held, or about to be, or about to be let go of. Its fields are
+// under fileSystems.mu.
+type fileSystem struct {
+	users int
+	dir   *os.File
+	// changing is closed at the end of what happens to it; nil: nothing does. Who
+	// comes meanwhile waits, and so never takes what is being unmounted for held.
+	changing chan struct{}
+}
+
+func newFileSystems() *fileSystems { return &fileSystems{all: make(map[string]*fileSystem)} }
+
+// hold walks into each directory that nobody holds, and returns those that it
+// holds now: one that is no directory, or none any more, is no submount. On error
+// it holds none.
+func (f *fileSystems) hold(ctx context.Context, directories []string) (held []string, err error) {
 	for _, dir := range directories {
-		f, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-			continue
-		}
+		ok, err := f.holdOne(ctx, dir)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("hold file system: %w", err), held.release())
+			return nil, errors.Join(fmt.Errorf("hold file system: %w", err), f.release(held))
 		}
-		held = append(held, f)
+		if ok {
+			held = append(held, dir)
+		}
 	}
 	return held, nil
 }
 
-// release unmounts what is held, the last first.
-func (held fileSystems) release() error {
+func (f *fileSystems) holdOne(ctx context.Context, dir string) (held bool, err error) {
+	for {
+		f.mu.Lock()
+		s := f.all[dir]
+		if s == nil {
+			s = &fileSystem{users: 1, changing: make(chan struct{})}
+			f.all[dir] = s
+			f.mu.Unlock()
+			return f.open(s, dir)
+		}
+		changing := s.changing
+		if changing == nil {
+			s.users++
+		}
+		f.mu.Unlock()
+		if changing == nil {
+			return true, nil
+		}
+		select {
+		case <-changing:
+		case <-ctx.Done():
+			return false, fmt.Errorf("wait for %s: %w", dir, context.Cause(ctx))
+		}
+	}
+}
+
+// open walks into the directory of s, which is the caller's to change.
+func (f *fileSystems) open(s *fileSystem, dir string) (held bool, err error) {
+	file, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(s.changing)
+	s.changing = nil
+	if err != nil {
+		delete(f.all, dir)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			err = nil
+		}
+		return false, err
+	}
+	s.dir = file
+	return true, nil
+}
+
+// release lets go of what hold has returned, the last first, and unmounts what
+// nobody else holds.
+func (f *fileSystems) release(held []string) error {
 	var errs []error
 	for i := len(held) - 1; i >= 0; i-- {
-		f := held[i]
-		// The host answers in order: after the first answer no read is under way,
-		// and after the second the closes have been answered that came of the reads.
-		var st unix.Statfs_t
-		for range 2 {
-			unix.Fstatfs(int(f.Fd()), &st) //nolint:errcheck // the answer counts, not what it is
+		f.mu.Lock()
+		s := f.all[held[i]]
+		s.users--
+		last := s.users == 0
+		if last {
+			s.changing = make(chan struct{})
 		}
-		err := unix.Unmount(f.Name(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && err != unix.EINVAL && err != unix.ENOENT { // not, or no longer, a mount
-			errs = append(errs, fmt.Errorf("let go of file system %s: %w", f.Name(), err))
+		f.mu.Unlock()
+		if !last {
+			continue
 		}
-		f.Close() //nolint:errcheck // a path only
+		errs = append(errs, s.unmount())
+		f.mu.Lock()
+		delete(f.all, held[i])
+		close(s.changing)
+		f.mu.Unlock()
 	}
 	return errors.Join(errs...)
+}
+
+func (s *fileSystem) unmount() error {
+	// The host answers in order: after the first answer no read is under way,
+	// and after the second the closes have been answered that came of the reads.
+	var st unix.Statfs_t
+	for range 2 {
+		unix.Fstatfs(int(s.dir.Fd()), &st) //nolint:errcheck // the answer counts, not what it is
+	}
+	err := unix.Unmount(s.dir.Name(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	s.dir.Close()                                               //nolint:errcheck // a path only
+	if err != nil && err != unix.EINVAL && err != unix.ENOENT { // not, or no longer, a mount
+		return fmt.Errorf("let go of file system %s: %w", s.dir.Name(), err)
+	}
+	return nil
 }

@@ -1,5 +1,6 @@
-// Package forward is the guest's end of network flows that the host carries over
-// the channel: it connects to where each goes, and copies.
+// Package forward is the guest's end of flows that the host carries over the
+// channel: it connects to where each goes, or takes the connection that the guest
+// has accepted, and copies.
 package forward
 
 import (
@@ -17,25 +18,46 @@ import (
 )
 
 const (
-	// maxFlows bounds the flows at one time; further ones are refused with ENFILE.
-	maxFlows = 1024
+	// maxFlows bounds the network flows at one time, and maxAccepted those of
+	// connections to unix sockets; further ones are refused with ENFILE.
+	maxFlows    = 1024
+	maxAccepted = 1024
 	// connectTimeout bounds a connect in the guest.
 	connectTimeout = 20 * time.Second
 )
 
+// A Claim takes the connection of a number that the guest has accepted at a unix
+// socket; nil where there are none.
+type Claim func(number uint64) (net.Conn, error)
+
 // Serve carries the flows that come from ln until ctx ends or the listener fails.
 // It closes the listener and resets the flows then, and returns when they are
 // closed; nil if ctx was the reason.
-func Serve(ctx context.Context, ln net.Listener) error { return serve(ctx, ln, maxFlows) }
+func Serve(ctx context.Context, ln net.Listener, claim Claim) error {
+	return newServer(claim, maxFlows, maxAccepted).serve(ctx, ln)
+}
 
-func serve(ctx context.Context, ln net.Listener, limit int) error {
+// A server carries flows.
+type server struct {
+	claim           Claim
+	flows, accepted chan struct{} // slots
+	all             chan struct{} // as many as both, and as many again that have not said yet what they are
+}
+
+func newServer(claim Claim, flows, accepted int) *server {
+	return &server{
+		claim: claim, flows: make(chan struct{}, flows), accepted: make(chan struct{}, accepted),
+		all: make(chan struct{}, 2*(flows+accepted)),
+	}
+}
+
+func (s *server) serve(ctx context.Context, ln net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
 	var flows sync.WaitGroup
 	defer flows.Wait()
 	carrying, cancel := context.WithCancel(ctx)
 	defer cancel() // the flows, before they are waited for
-	slots := make(chan struct{}, limit)
 	for {
 		conn, err := ln.Accept()
 		if err != nil {
@@ -45,29 +67,19 @@ func serve(ctx context.Context, ln net.Listener, limit int) error {
 			return fmt.Errorf("accept forward connection: %w", err)
 		}
 		select {
-		case slots <- struct{}{}:
+		case s.all <- struct{}{}: // others wait: a host that has so many asks at once
 			flows.Go(func() {
-				defer func() { <-slots }()
-				carry(carrying, conn)
+				defer func() { <-s.all }()
+				s.carry(carrying, conn)
 			})
-		default:
-			slog.Warn("too many forwarded flows", "max", limit)
-			refuse(carrying, conn, syscall.ENFILE)
+		case <-ctx.Done():
+			conn.Close()
 		}
 	}
 }
 
-// refuse answers what a connection asks for with an error. Others wait
-// meanwhile: a host that has so many asks at once.
-func refuse(ctx context.Context, conn net.Conn, errno syscall.Errno) {
-	defer closing(ctx, conn)()
-	if _, err := forward.ReadRequest(conn); err == nil { // else the answer would get lost
-		forward.Answer(conn, errno) //nolint:errcheck // it is refused either way
-	}
-}
-
 // carry serves one connection, and closes it.
-func carry(ctx context.Context, carrier net.Conn) {
+func (s *server) carry(ctx context.Context, carrier net.Conn) {
 	defer closing(ctx, carrier)()
 	target, err := forward.ReadRequest(carrier)
 	if err != nil {
@@ -76,13 +88,25 @@ func carry(ctx context.Context, carrier net.Conn) {
 		}
 		return
 	}
-	conn, err := connect(ctx, target)
+	slots := s.flows
+	if target.Network == forward.Accepted {
+		slots = s.accepted
+	}
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	default:
+		slog.Warn("too many forwarded flows", "network", target.Network, "max", cap(slots))
+		forward.Answer(carrier, syscall.ENFILE) //nolint:errcheck // it is refused either way
+		return
+	}
+	conn, err := s.open(ctx, target)
 	if err != nil {
 		slog.Debug("forward", "err", err)
 		forward.Answer(carrier, err) //nolint:errcheck // the host is gone
 		return
 	}
-	if err := forward.Answer(carrier, nil); err != nil {
+	if err := forward.Answer(carrier, nil); err != nil || target.Refusal != 0 {
 		forward.Reset(conn)
 		conn.Close()
 		return
@@ -92,6 +116,17 @@ func carry(ctx context.Context, carrier net.Conn) {
 		return
 	}
 	forward.Copy(ctx, carrier, conn)
+}
+
+// open connects to t, or takes what was accepted.
+func (s *server) open(ctx context.Context, t forward.Target) (net.Conn, error) {
+	if t.Network != forward.Accepted {
+		return connect(ctx, t)
+	}
+	if s.claim == nil {
+		return nil, syscall.ENOENT
+	}
+	return s.claim(t.Connection)
 }
 
 // closing closes conn when ctx ends; the function that it returns does so at

@@ -29,6 +29,49 @@ type guest struct {
 	end  context.CancelFunc
 	done chan error
 	ln   net.Listener
+
+	mu       sync.Mutex
+	accepted map[uint64]net.Conn // that wait
+}
+
+// claim implements Claim.
+func (g *guest) claim(number uint64) (net.Conn, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	conn := g.accepted[number]
+	if conn == nil {
+		return nil, syscall.ENOENT
+	}
+	delete(g.accepted, number)
+	return conn, nil
+}
+
+// accept has a connection of a process in the guest wait, and returns its end.
+func (g *guest) accept(number uint64) *net.UnixConn {
+	g.Helper()
+	path := filepath.Join(g.TempDir(), "socket")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		g.Fatal(err)
+	}
+	defer ln.Close()
+	client, err := net.Dial("unix", path)
+	if err != nil {
+		g.Fatal(err)
+	}
+	conn, err := ln.Accept()
+	if err != nil {
+		g.Fatal(err)
+	}
+	client.SetDeadline(time.Now().Add(limit))
+	g.Cleanup(func() { client.Close(); conn.Close() })
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.accepted == nil {
+		g.accepted = map[uint64]net.Conn{}
+	}
+	g.accepted[number] = conn
+	return client.(*net.UnixConn)
 }
 
 func newGuest(t *testing.T, flows int) *guest {
@@ -40,7 +83,7 @@ func newGuest(t *testing.T, flows int) *guest {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	g.end = cancel
-	go func() { g.done <- serve(ctx, g.ln, flows) }()
+	go func() { g.done <- newServer(g.claim, flows, flows).serve(ctx, g.ln) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := g.result(); err != nil {
@@ -296,7 +339,7 @@ func TestServeWithoutItsListener(t *testing.T) {
 		t.Fatal(err)
 	}
 	ln.Close()
-	if err := Serve(t.Context(), ln); !errors.Is(err, net.ErrClosed) {
+	if err := Serve(t.Context(), ln, nil); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Serve: %v", err)
 	}
 }
@@ -373,5 +416,60 @@ func TestTenThousandFlowsLeaveNothing(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d goroutines and %d descriptors, %d and %d before", g, f, goroutines, fds)
 		}
+	}
+}
+
+func TestAcceptedConnections(t *testing.T) {
+	g := newGuest(t, 2)
+	target := forward.Target{Network: forward.Accepted, Connection: 7}
+	if _, err := g.open(target); !errors.Is(err, syscall.ENOENT) {
+		t.Errorf("a number that nothing waits under: %v", err)
+	}
+	client := g.accept(7)
+	conn, err := g.open(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.open(target); !errors.Is(err, syscall.ENOENT) {
+		t.Errorf("claimed twice: %v", err)
+	}
+	go func() {
+		io.WriteString(client, "question")
+		client.CloseWrite()
+	}()
+	if got, err := say(conn, "answer"); got != "question" || err != nil {
+		t.Errorf("the host reads %q, %v", got, err)
+	}
+	if got, err := io.ReadAll(client); string(got) != "answer" || err != nil {
+		t.Errorf("the client reads %q, %v", got, err)
+	}
+
+	// A refused one is closed at once.
+	client = g.accept(8)
+	if _, err := g.open(forward.Target{Network: forward.Accepted, Connection: 8, Refusal: syscall.ECONNREFUSED}); err != nil {
+		t.Errorf("refuse: %v", err)
+	}
+	if got, err := io.ReadAll(client); len(got) > 0 || err != nil {
+		t.Errorf("a client that was refused reads %q, %v", got, err)
+	}
+}
+
+// Network flows leave room for connections, and the other way round.
+func TestKindsHaveSlotsOfTheirOwn(t *testing.T) {
+	g := newGuest(t, 1)
+	web := forward.Target{Network: forward.TCP, Port: serviceAt(t, "127.0.0.1:0")}
+	if _, err := g.open(web); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.open(web); !errors.Is(err, syscall.ENFILE) {
+		t.Errorf("one flow too many: %v", err)
+	}
+	g.accept(1)
+	if _, err := g.open(forward.Target{Network: forward.Accepted, Connection: 1}); err != nil {
+		t.Errorf("a connection beside the flows: %v", err)
+	}
+	g.accept(2)
+	if _, err := g.open(forward.Target{Network: forward.Accepted, Connection: 2}); !errors.Is(err, syscall.ENFILE) {
+		t.Errorf("one connection too many: %v", err)
 	}
 }

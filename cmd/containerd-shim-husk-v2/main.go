@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"time"
 
@@ -11,9 +12,17 @@ import (
 	"github.com/husk-containers/husk/shim/bootstrap"
 	"github.com/husk-containers/husk/shim/events"
 	"github.com/husk-containers/husk/virtcontainers"
+	"github.com/husk-containers/husk/virtcontainers/dialer"
 )
 
 func main() {
+	if dialer.Is(os.Args) {
+		if err := dialer.Main(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	began := time.Now()
 	serve := func(ctx context.Context, d *bootstrap.Daemon) error { return serve(ctx, d, began) }
 	os.Exit(bootstrap.Program{Name: "io.containerd.husk.v2", Serve: serve, Cleanup: virtcontainers.Cleanup}.Run())

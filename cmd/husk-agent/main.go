@@ -14,9 +14,11 @@ import (
 	"github.com/husk-containers/husk/agent/channel"
 	"github.com/husk-containers/husk/agent/container"
 	"github.com/husk-containers/husk/agent/listen"
+	"github.com/husk-containers/husk/agent/module"
 	"github.com/husk-containers/husk/agent/network"
 	"github.com/husk-containers/husk/agent/pause"
 	"github.com/husk-containers/husk/agent/reap"
+	"github.com/husk-containers/husk/agent/storage"
 	"github.com/husk-containers/husk/internal/version"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 	"github.com/husk-containers/husk/protocols/forward"
@@ -39,6 +41,12 @@ func main() {
 		}
 		return
 	}
+	if os.Args[0] == module.Helper {
+		if err := module.Main(os.Args[1:]); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "husk-agent: it runs as PID 1 of a guest only: start it by a VM's initrd")
 		os.Exit(2)
@@ -53,6 +61,7 @@ func main() {
 type machine struct {
 	boot.Machine
 	*network.Stack
+	*storage.Set
 }
 
 // run returns when the host has asked for the shutdown, or with the reason why
@@ -79,6 +88,10 @@ func run(started time.Duration) error {
 	if err != nil {
 		return err
 	}
+	storages, err := storage.New(agentv1.VolumesDir)
+	if err != nil {
+		return err
+	}
 	host, err := channel.Open(ctx, params.Channel)
 	if err != nil {
 		return err
@@ -99,7 +112,7 @@ func run(started time.Duration) error {
 		Version:   version.Get().String(),
 		Started:   started,
 		Runtime:   runtime,
-		Platform:  machine{Stack: network.New()},
+		Platform:  machine{Stack: network.New(), Set: storages},
 		Streams:   streams,
 		Forwards:  forwards,
 		Listeners: func() (agent.ListenWatcher, error) { return listen.Open(boot.CgroupRoot) },

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"debug/elf"
 	"encoding/binary"
 	"fmt"
@@ -50,12 +51,16 @@ func inputs(t *testing.T) string {
 		"modules/" + release + "/modules.builtin": []byte("kernel/virtio_console.ko\n"),
 	}
 	var index strings.Builder
-	for _, m := range []string{"virtio.ko:", "virtio_pci.ko: virtio.ko", "vmw_vsock_virtio_transport.ko: virtio.ko", "virtiofs.ko: virtio.ko", "virtio_net.ko: virtio.ko", "virtio-rng.ko: virtio.ko"} {
+	for _, m := range []string{
+		"virtio.ko:", "virtio_pci.ko: virtio.ko", "vmw_vsock_virtio_transport.ko: virtio.ko", "virtiofs.ko: virtio.ko", "virtio_net.ko: virtio.ko", "virtio-rng.ko: virtio.ko",
+		"vxlan.ko: udp_tunnel.ko virtio_net.ko", "udp_tunnel.ko:", "tun.ko:", "wifi.ko:",
+	} {
 		file, _, _ := strings.Cut(m, ":")
 		files["modules/"+release+"/"+file] = []byte("module " + file)
 		fmt.Fprintln(&index, m)
 	}
 	files["modules/"+release+"/modules.dep"] = []byte(index.String())
+	files["modules/"+release+"/modules.alias"] = []byte("# Aliases\nalias rtnl-link-vxlan vxlan\nalias char-major-10-200 tun\nalias devname:net/tun tun\nalias pci:* wifi\n")
 	for name, content := range files {
 		file := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
@@ -109,6 +114,8 @@ func TestRunLayout(t *testing.T) {
 		"040755 lib", "040755 lib/modules", "100644 lib/modules/load",
 		"100644 lib/modules/virtio.ko", "100644 lib/modules/virtio_net.ko", "100644 lib/modules/virtio_pci.ko", "100644 lib/modules/virtio_rng.ko",
 		"100644 lib/modules/virtiofs.ko", "100644 lib/modules/vmw_vsock_virtio_transport.ko",
+		"040755 modules", "100644 modules/index",
+		"100644 modules/tun.ko.gz", "100644 modules/udp_tunnel.ko.gz", "100644 modules/vxlan.ko.gz",
 		"040755 proc", "040755 run", "040755 sys", "041777 tmp",
 	}
 	if diff := cmp.Diff(want, names); diff != "" {
@@ -123,6 +130,17 @@ func TestRunLayout(t *testing.T) {
 `
 	if diff := cmp.Diff(wantLoad, contents["lib/modules/load"]); diff != "" {
 		t.Errorf("load order (-want +got):\n%s", diff)
+	}
+	// What is loaded before is no need of what is loaded on demand.
+	if diff := cmp.Diff("tun , char-major-10-200 devname:net/tun\nudp_tunnel , \nvxlan udp_tunnel, rtnl-link-vxlan\n", contents["modules/index"]); diff != "" {
+		t.Errorf("index (-want +got):\n%s", diff)
+	}
+	z, err := gzip.NewReader(strings.NewReader(contents["modules/vxlan.ko.gz"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(z); err != nil || string(got) != "module vxlan.ko" {
+		t.Errorf("vxlan.ko = %q, %v", got, err)
 	}
 	if got, want := contents["lib/modules/virtio_rng.ko"], "module virtio-rng.ko"; got != want {
 		t.Errorf("virtio_rng.ko = %q, want %q", got, want)

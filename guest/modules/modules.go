@@ -5,7 +5,9 @@ package modules
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -18,8 +20,9 @@ import (
 // A Tree is the module directory of one kernel release.
 type Tree struct {
 	dir     string
-	modules map[string]module // by name
-	builtin map[string]bool   // by name
+	modules map[string]module   // by name
+	builtin map[string]bool     // by name
+	aliases map[string][]string // by name
 }
 
 // A module is a line of modules.dep.
@@ -28,10 +31,10 @@ type module struct {
 	deps []string // names
 }
 
-// Open reads the indexes modules.dep and modules.builtin that depmod and the
-// kernel's build left in dir.
+// Open reads the indexes modules.dep, modules.alias (it may lack) and
+// modules.builtin that depmod and the kernel's build left in dir.
 func Open(dir string) (*Tree, error) {
-	t := &Tree{dir: dir, modules: map[string]module{}, builtin: map[string]bool{}}
+	t := &Tree{dir: dir, modules: map[string]module{}, builtin: map[string]bool{}, aliases: map[string][]string{}}
 	err := eachLine(filepath.Join(dir, "modules.dep"), func(line string) error {
 		file, deps, ok := strings.Cut(line, ":")
 		if !ok || !filepath.IsLocal(file) {
@@ -54,8 +57,20 @@ func Open(dir string) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
+	err = eachLine(filepath.Join(dir, "modules.alias"), func(line string) error {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "alias" {
+			t.aliases[f[2]] = append(t.aliases[f[2]], f[1])
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	return t, nil
 }
+
+// Aliases returns the patterns by which the kernel asks for a module.
+func (t *Tree) Aliases(name string) []string { return t.aliases[name] }
 
 // Resolve returns the files of the named modules and of all they depend on, each
 // once and after its dependencies: the order to load them in. Files are relative

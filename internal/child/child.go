@@ -43,9 +43,11 @@ type Spec struct {
 	// and 2 is passed on. The caller keeps its own copies.
 	ExtraFiles []*os.File
 	// UID, GID and Groups to run as, without capabilities. When all are zero the
-	// caller's credentials are kept.
-	UID, GID int
-	Groups   []int
+	// caller's credentials are kept, but with NoCapabilities, which leaves root, too,
+	// without any, and without the caller's groups.
+	UID, GID       int
+	Groups         []int
+	NoCapabilities bool
 	// Namespaces to create, as CLONE_NEW* flags. A new mount namespace keeps the
 	// propagation of the caller's mounts, so that it follows later unmounts and
 	// pins nothing. In a new pid namespace the child is pid 1: its descendants
@@ -108,6 +110,11 @@ func (c *Child) run(spec Spec, started chan<- error) {
 }
 
 func (c *Child) spawn(cmd *exec.Cmd, spec Spec) error {
+	if spec.NoCapabilities {
+		if err := boundCapabilities(); err != nil {
+			return fmt.Errorf("give up capabilities: %w", err)
+		}
+	}
 	if spec.NoNewPrivs {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return fmt.Errorf("set no_new_privs: %w", err)
@@ -142,6 +149,30 @@ func (c *Child) spawn(cmd *exec.Cmd, spec Spec) error {
 	return nil
 }
 
+// boundCapabilities has the programs that the calling thread executes get no
+// capability, whoever they run as. The thread keeps its own.
+func boundCapabilities() error {
+	for c := uintptr(0); ; c++ {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) && c > 0 { // the kernel has no more
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return err
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return err
+	}
+	data[0].Inheritable, data[1].Inheritable = 0, 0
+	return unix.Capset(&header, &data[0])
+}
+
 // exposeToOOM takes from a process the protection from the OOM killer that it
 // inherited: it is a guest that decides how much memory it takes.
 func exposeToOOM(pid int) error {
@@ -158,7 +189,7 @@ func exposeToOOM(pid int) error {
 
 func (spec Spec) command() *exec.Cmd {
 	attr := &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Cloneflags: spec.Namespaces}
-	if spec.UID != 0 || spec.GID != 0 || len(spec.Groups) > 0 {
+	if spec.UID != 0 || spec.GID != 0 || len(spec.Groups) > 0 || spec.NoCapabilities {
 		attr.Credential = &syscall.Credential{Uid: uint32(spec.UID), Gid: uint32(spec.GID)}
 		for _, g := range spec.Groups {
 			attr.Credential.Groups = append(attr.Credential.Groups, uint32(g))

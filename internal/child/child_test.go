@@ -218,6 +218,29 @@ func TestCredentialsAndNamespaces(t *testing.T) {
 	}
 }
 
+func TestRootWithoutCapabilities(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for range 2 { // alternately: one child's lack must not reach the next
+		for _, none := range []bool{true, false} {
+			c := shell(t, Spec{NoCapabilities: none, Env: []string{"PATH=/usr/bin:/bin"}}, `id -u; grep -E "Cap(Inh|Prm|Eff|Bnd|Amb)" /proc/self/status`)
+			wait(t, c)
+			got := strings.Fields(c.Stderr())
+			if len(got) != 11 || got[0] != "0" {
+				t.Fatalf("output = %q", got)
+			}
+			var some bool
+			for i := 2; i < len(got); i += 2 {
+				some = some || strings.Trim(got[i], "0") != ""
+			}
+			if some == none {
+				t.Errorf("NoCapabilities %v: %q", none, got)
+			}
+		}
+	}
+}
+
 // What a child may not inherit: its memory is a guest's, and so is its appetite.
 func TestNoCoreAndNoProtectionFromOOM(t *testing.T) {
 	const own = "/proc/self/oom_score_adj"

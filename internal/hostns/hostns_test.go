@@ -41,7 +41,14 @@ func TestCloneSeesLaterMounts(t *testing.T) {
 				return err
 			}
 			_, err = os.Stat(filepath.Join(target, "file"))
-			return err
+			if err != nil {
+				return err
+			}
+			opened, err := ns.Open(filepath.Join(source, "file"))
+			if err != nil {
+				return err
+			}
+			return opened.Close()
 		}()
 	}()
 	if err := <-parted; err != nil {
@@ -60,5 +67,51 @@ func TestCloneSeesLaterMounts(t *testing.T) {
 	}
 	if _, err := ns.Clone(filepath.Join(source, "missing"), false); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a path that is missing: %v", err)
+	}
+}
+
+func TestOpenFollowsNoSymbolicLink(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("enters a mount namespace: needs root")
+	}
+	file, err := os.Open("/proc/thread-self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := New(file)
+	defer ns.Close() //nolint:errcheck // read only
+	for name, ns := range map[string]*Namespace{"given": ns, "own": nil} {
+		t.Run(name, func(t *testing.T) { opens(t, ns) })
+	}
+}
+
+func opens(t *testing.T, ns *Namespace) {
+	t.Helper()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := filepath.Join(dir, "dir", "file")
+	if err := errors.Join(os.Mkdir(filepath.Dir(target), 0o700), os.WriteFile(target, nil, 0o600),
+		os.Symlink("dir", filepath.Join(dir, "way")), os.Symlink("file", filepath.Join(dir, "dir", "end"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{target, filepath.Join(dir, "way/file"), filepath.Join(dir, "way/end")} {
+		if got, err := ns.Resolve(path); got != target || err != nil {
+			t.Errorf("Resolve(%s) = %s, %v", path, got, err)
+		}
+		opened, err := ns.Open(path)
+		if path == target && err == nil {
+			opened.Close()
+			continue
+		}
+		if !errors.Is(err, unix.ELOOP) {
+			t.Errorf("Open(%s): %v", path, err)
+		}
+	}
+	for _, err := range []error{func() error { _, err := ns.Open(dir + "/missing"); return err }(), func() error { _, err := ns.Resolve(dir + "/missing"); return err }()} {
+		if !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a path that is missing: %v", err)
+		}
 	}
 }

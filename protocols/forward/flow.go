@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -57,12 +59,15 @@ func (f *FrameReader) Next() ([]byte, error) {
 	return f.buf[:n], nil
 }
 
-// Copy carries a TCP flow between carrier, the connection between host and guest
+// Copy carries a stream between carrier, the connection between host and guest
 // after the handshake, and conn, each way until its end, and closes both. The end
 // of one is a half-close of the other (conn's method CloseWrite). A write that
 // blocks is the back-pressure. When either breaks, or ctx ends, conn is reset
 // where it can be (SetLinger), so that its peer does not take what it has got for
 // the whole.
+//
+// Of a unix socket the kernel tells a peer that has closed from one that has
+// half-closed: then the flow ends at once, and not with the next write.
 func Copy(ctx context.Context, carrier, conn net.Conn) {
 	f := &flow{carrier: carrier, conn: conn}
 	stop := context.AfterFunc(ctx, f.reset)
@@ -98,6 +103,9 @@ func (f *flow) send() {
 		}
 		if errors.Is(err, io.EOF) {
 			if err = f.sendEnd(); err == nil {
+				if hungUp(f.conn) {
+					f.reset()
+				}
 				return
 			}
 		}
@@ -138,6 +146,27 @@ func (f *flow) receive() {
 			}
 		}
 	}
+}
+
+// hungUp waits until the peer of conn, a unix socket that has been read to its end,
+// has closed. It is false where conn is closed here first, and at once for any other
+// kind of connection. That this end has half-closed as well looks the same, and does
+// no harm: then the flow has ended both ways.
+func hungUp(conn net.Conn) bool {
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		return false
+	}
+	raw, err := unixConn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	err = raw.Read(func(fd uintptr) bool {
+		fds := []unix.PollFd{{Fd: int32(fd)}}
+		n, err := unix.Poll(fds, 0)
+		return err != nil && !errors.Is(err, unix.EINTR) || n > 0 && fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+	})
+	return err == nil
 }
 
 var errBroken = errors.New("broken")

@@ -1,5 +1,6 @@
 // Package forward is the handshake with which one connection to the guest
-// becomes one network flow that is dialled in the guest, and what follows it.
+// becomes one flow, that is dialled in the guest or was accepted there, and what
+// follows it.
 //
 // The host opens a connection to Port for every flow and says where it goes; the
 // guest connects there and answers with the errno of that. Then frames follow,
@@ -14,10 +15,15 @@
 //	 |<=========================================================>|
 //
 // network is 1 for TCP and 2 for UDP; addrLen is 0 for the guest's loopback, 4 or
-// 16; numbers of two bytes are big-endian.
+// 16; numbers are big-endian.
 //
-// A frame is a datagram of UDP, which may be empty, or some bytes of TCP. An
-// empty frame is the half-close of a TCP flow: its sender sends no more frames.
+// network 3 is a connection that the guest has accepted at a unix socket and told
+// of: addrLen is 8, addr the connection's number, and port 0, or the errno for
+// which the host does not take it, and the guest closes it. The guest answers 0, or
+// ENOENT where nothing waits under that number.
+//
+// A frame is a datagram of UDP, which may be empty, or some bytes of a stream. An
+// empty frame is the half-close of a stream: its sender sends no more frames.
 // The connection is closed when both have said so; closed before, the flow was
 // reset. That difference is what the frames are for: a multiplexed connection
 // does not tell a peer that has closed from one that has half-closed, and a
@@ -56,8 +62,9 @@ type Network byte
 
 // The networks.
 const (
-	TCP Network = 1
-	UDP Network = 2
+	TCP      Network = 1
+	UDP      Network = 2
+	Accepted Network = 3 // a connection to a unix socket, accepted in the guest
 )
 
 // String returns the name as package net has it.
@@ -67,6 +74,8 @@ func (n Network) String() string {
 		return "tcp"
 	case UDP:
 		return "udp"
+	case Accepted:
+		return "accepted"
 	}
 	return fmt.Sprintf("network %d", byte(n))
 }
@@ -78,10 +87,18 @@ type Target struct {
 	// guest's loopback: 127.0.0.1, and for TCP where that refuses ::1.
 	Addr netip.Addr
 	Port uint16
+	// Connection is the number of one that the guest has accepted, and Refusal why
+	// the host does not take it, at most 65535; 0: it does. Both are Accepted's, which
+	// has neither Addr nor Port.
+	Connection uint64
+	Refusal    syscall.Errno
 }
 
-// String returns tcp 192.0.2.1:80, or tcp loopback:80.
+// String returns tcp 192.0.2.1:80, tcp loopback:80, or accepted connection 7.
 func (t Target) String() string {
+	if t.Network == Accepted {
+		return fmt.Sprintf("%s connection %d", t.Network, t.Connection)
+	}
 	if !t.Addr.IsValid() {
 		return fmt.Sprintf("%s loopback:%d", t.Network, t.Port)
 	}
@@ -91,8 +108,15 @@ func (t Target) String() string {
 // Validate reports what nothing can be connected to.
 func (t Target) Validate() error {
 	switch {
+	case t.Network == Accepted:
+		if t.Connection == 0 || t.Refusal > 1<<16-1 || t.Addr.IsValid() || t.Port != 0 {
+			return fmt.Errorf("forward to %s: want a number, an errno, and neither address nor port", t)
+		}
+		return nil
 	case t.Network != TCP && t.Network != UDP:
 		return fmt.Errorf("forward to %s: unknown network", t)
+	case t.Connection != 0, t.Refusal != 0:
+		return fmt.Errorf("forward to %s: the number of a connection", t)
 	case t.Port == 0:
 		return fmt.Errorf("forward to %s: port 0", t)
 	case t.Addr.Is4In6(), t.Addr.Zone() != "":
@@ -124,7 +148,7 @@ func Request(ctx context.Context, conn net.Conn, t Target) error {
 		return fmt.Errorf("forward to %s: %w", t, context.Cause(ctx))
 	}
 	if answer[0] != 0 {
-		return fmt.Errorf("forward to %s: connect in the guest: %w", t, syscall.Errno(answer[0]))
+		return fmt.Errorf("forward to %s: in the guest: %w", t, syscall.Errno(answer[0]))
 	}
 	return nil
 }
@@ -138,11 +162,14 @@ func cause(ctx context.Context, err error) error {
 }
 
 func appendRequest(b []byte, t Target) []byte {
-	addr := t.Addr.AsSlice()
+	addr, port := t.Addr.AsSlice(), t.Port
+	if t.Network == Accepted {
+		addr, port = binary.BigEndian.AppendUint64(nil, t.Connection), uint16(t.Refusal)
+	}
 	b = append(b, magic...)
 	b = append(b, byte(t.Network), byte(len(addr)))
 	b = append(b, addr...)
-	return binary.BigEndian.AppendUint16(b, t.Port)
+	return binary.BigEndian.AppendUint16(b, port)
 }
 
 // ReadRequest is the first half of the guest's end: it reads a valid target from
@@ -163,8 +190,12 @@ func readRequest(r io.Reader) (Target, error) {
 	if _, err := io.ReadFull(r, b[:prefix]); err != nil {
 		return Target{}, err
 	}
-	size := int(b[prefix-1])
-	if string(b[:len(magic)]) != magic || size != 0 && size != 4 && size != 16 {
+	network, size := Network(b[len(magic)]), int(b[prefix-1])
+	known := size == 0 || size == 4 || size == 16
+	if network == Accepted {
+		known = size == 8
+	}
+	if string(b[:len(magic)]) != magic || !known {
 		return Target{}, ErrHandshake
 	}
 	rest := b[prefix : prefix+size+2]
@@ -174,9 +205,13 @@ func readRequest(r io.Reader) (Target, error) {
 		}
 		return Target{}, err
 	}
-	t := Target{Network: Network(b[len(magic)]), Port: binary.BigEndian.Uint16(rest[size:])}
-	if size > 0 {
-		t.Addr, _ = netip.AddrFromSlice(rest[:size])
+	t := Target{Network: network}
+	switch port := binary.BigEndian.Uint16(rest[size:]); {
+	case network == Accepted:
+		t.Connection, t.Refusal = binary.BigEndian.Uint64(rest), syscall.Errno(port)
+	default:
+		t.Addr, _ = netip.AddrFromSlice(rest[:size]) // of none the zero Addr
+		t.Port = port
 	}
 	if err := t.Validate(); err != nil {
 		return Target{}, fmt.Errorf("%w: %w", ErrHandshake, err)

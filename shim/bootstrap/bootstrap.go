@@ -2,7 +2,6 @@ package bootstrap
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,8 +12,6 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/api/types"
-	"github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -98,20 +95,8 @@ func (p Program) printVersion(w io.Writer) error {
 	return err
 }
 
-// featuresType is how containerd's typeurl names features.Features, which it encodes
-// in JSON.
-const featuresType = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
-
-// supported is what clients are told. CRI of containerd 2 refuses recursive read-only
-// mounts to a runtime that does not tell of them, and 2.4 does not survive one that
-// tells nothing at all.
-var supported = features.Features{
-	OCIVersionMin: "1.0.0", OCIVersionMax: specs.Version,
-	MountOptions: []string{"bind", "private", "ro", "rbind", "rprivate", "rro", "rslave", "rw", "slave"},
-}
-
-// printInfo answers containerd's question about the runtime. The options come
-// back as they were given.
+// printInfo answers containerd's question about the runtime: what it is and what it
+// can. The options come back as they were given.
 func (p Program) printInfo(r io.Reader, w io.Writer) error {
 	raw, err := io.ReadAll(io.LimitReader(r, maxStdin))
 	if err != nil {
@@ -119,16 +104,14 @@ func (p Program) printInfo(r io.Reader, w io.Writer) error {
 	}
 	version, revision := build()
 	info := &types.RuntimeInfo{Name: p.Name, Version: &types.RuntimeVersion{Version: version, Revision: revision}}
-	told, err := json.Marshal(supported)
-	if err != nil {
-		return fmt.Errorf("encode runtime features: %w", err)
-	}
-	info.Features = &anypb.Any{TypeUrl: featuresType, Value: told}
 	if len(raw) > 0 {
 		info.Options = &anypb.Any{}
 		if err := proto.Unmarshal(raw, info.Options); err != nil {
 			return fmt.Errorf("decode runtime options: %w", err)
 		}
+	}
+	if info.Features, err = encodeFeatures(); err != nil {
+		return fmt.Errorf("encode runtime features: %w", err)
 	}
 	out, err := proto.Marshal(info)
 	if err != nil {

@@ -98,7 +98,7 @@ func guestMain(path string) error {
 		cancel()
 	}()
 	fmt.Println("ready")
-	return agent.Serve(ctx, ln)
+	return agent.Serve(ctx, ln, nil)
 }
 
 func service(addr string, serve func(*net.TCPConn)) error {

@@ -3,20 +3,27 @@
 package record
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/husk-containers/husk/internal/child"
+	"github.com/husk-containers/husk/virtcontainers/cgroup"
 	"github.com/husk-containers/husk/virtcontainers/storage"
 )
 
 // fileName is the record's name in the sandbox's bundle.
 const fileName = "husk.json"
+
+// cgroupTimeout bounds the wait for a killed process to leave its cgroup.
+const cgroupTimeout = 5 * time.Second
 
 // A Record names what a sandbox holds on the host: it is written before the first
 // resource is made and again before each process is relied on. What it does not
@@ -33,6 +40,8 @@ type Record struct {
 type held struct {
 	Dir       string    `json:"dir"`
 	Processes []process `json:"processes"`
+	// Cgroups are directories of the host's hierarchies.
+	Cgroups []string `json:"cgroups,omitempty"`
 }
 
 type process struct {
@@ -62,6 +71,30 @@ func (r *Record) Add(name string, pid int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.held.Processes = append(r.held.Processes, process{name, pid, start})
+	if err := r.write(); err != nil {
+		return fmt.Errorf("write the clean-up record: %w", err)
+	}
+	return nil
+}
+
+// AddCgroup puts the directories of a cgroup on record, before they are made.
+func (r *Record) AddCgroup(dirs []string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held.Cgroups = append(r.held.Cgroups, dirs...)
+	if err := r.write(); err != nil {
+		return fmt.Errorf("write the clean-up record: %w", err)
+	}
+	return nil
+}
+
+// Drop takes a process that has ended, and directories of cgroups that are removed,
+// off the record: a sandbox may see many come and go.
+func (r *Record) Drop(pid int, cgroup []string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held.Processes = slices.DeleteFunc(r.held.Processes, func(p process) bool { return p.PID == pid })
+	r.held.Cgroups = slices.DeleteFunc(r.held.Cgroups, func(dir string) bool { return slices.Contains(cgroup, dir) })
 	if err := r.write(); err != nil {
 		return fmt.Errorf("write the clean-up record: %w", err)
 	}
@@ -133,6 +166,9 @@ func Cleanup(bundle string) error {
 			errs = append(errs, fmt.Errorf("kill %s: %w", p.Name, err))
 		}
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), cgroupTimeout)
+	defer cancel()
+	errs = append(errs, cgroup.Remove(ctx, r.held.Cgroups))
 	if r.held.Dir != "" {
 		errs = append(errs, storage.RemoveTree(r.held.Dir))
 	}

@@ -34,6 +34,11 @@ func TestCleanupTakesBackWhatIsOnRecord(t *testing.T) {
 	if err := errors.Join(r.Add("qemu", ours.Process.Pid), r.Add("virtiofsd", reused.Process.Pid)); err != nil {
 		t.Fatal(err)
 	}
+	// Directories stand for cgroups: one that was made, and one that was not.
+	cgroup, unmade := filepath.Join(t.TempDir(), "c1"), filepath.Join(t.TempDir(), "c2")
+	if err := errors.Join(r.AddCgroup([]string{cgroup, unmade}), os.Mkdir(cgroup, 0o700)); err != nil {
+		t.Fatal(err)
+	}
 	// The second pid belongs to another process by now.
 	r.held.Processes[1].StartTime--
 	if err := r.Add("shim", os.Getpid()); err != nil {
@@ -50,7 +55,7 @@ func TestCleanupTakesBackWhatIsOnRecord(t *testing.T) {
 	if err := reused.Process.Signal(unix.Signal(0)); err != nil {
 		t.Errorf("a stranger with a recorded pid was killed: %v", err)
 	}
-	for _, path := range []string{dir, filepath.Join(bundle, fileName)} {
+	for _, path := range []string{dir, cgroup, filepath.Join(bundle, fileName)} {
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s is left: %v", path, err)
 		}
@@ -75,5 +80,27 @@ func TestAProcessThatHasEndedIsNotHeld(t *testing.T) {
 	}
 	if err := New(bundle, "").Add("qemu", gone.Process.Pid); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWhatIsDroppedIsNotTakenBack(t *testing.T) {
+	bundle := t.TempDir()
+	r := New(bundle, "")
+	theirs, cgroup, other := sleeper(t), filepath.Join(t.TempDir(), "c1"), filepath.Join(t.TempDir(), "c2")
+	if err := errors.Join(r.Add("dialer", theirs.Process.Pid), r.AddCgroup([]string{cgroup, other}),
+		os.Mkdir(cgroup, 0o700), os.Mkdir(other, 0o700), r.Drop(theirs.Process.Pid, []string{cgroup})); err != nil {
+		t.Fatal(err)
+	}
+	if err := Cleanup(bundle); err != nil {
+		t.Fatal(err)
+	}
+	if err := theirs.Process.Signal(unix.Signal(0)); err != nil {
+		t.Errorf("a process that was dropped was killed: %v", err)
+	}
+	if _, err := os.Lstat(cgroup); err != nil {
+		t.Errorf("a cgroup that was dropped was removed: %v", err)
+	}
+	if _, err := os.Lstat(other); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the other is left: %v", err)
 	}
 }
