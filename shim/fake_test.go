@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -140,6 +141,22 @@ func (c *fakeContainer) Delete(context.Context) (virtcontainers.Exit, error) {
 		c.onDelete()
 	}
 	return c.init.Exit(), nil
+}
+
+// CopyIn takes a tar and forgets it.
+func (c *fakeContainer) CopyIn(_ context.Context, _ string, tar io.Reader) error {
+	_, err := io.Copy(io.Discard, tar)
+	return err
+}
+
+// CopyOut writes the path, until ctx ends where the path is "forever".
+func (c *fakeContainer) CopyOut(ctx context.Context, path string, tar io.Writer) error {
+	_, err := io.WriteString(tar, path)
+	if path == "forever" {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // end ends the init and, in no order, the execs, as a VM's end does.

@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
+
+	"github.com/husk-containers/husk/shim/transfer"
 )
 
 // register puts the methods on a server: the task API's under the names of both of
@@ -53,6 +55,20 @@ func (s *Service) register(server *ttrpc.Server) {
 		// containerd takes this answer for what it is, and goes on.
 		"UpdateSandbox": unsupported[sandboxapi.UpdateSandboxRequest]("updating a sandbox, whose VM stays as it was booted,"),
 	})
+	s.transfers.Register(server)
+}
+
+// files returns the files of the task of that id.
+func (s *Service) files(id string) (transfer.Files, error) {
+	t, err := s.task(id)
+	if err != nil {
+		return nil, err
+	}
+	files, ok := t.container.(transfer.Files)
+	if !ok {
+		return nil, fmt.Errorf("copying to and from task %q: %w", id, errdefs.ErrNotImplemented)
+	}
+	return files, nil
 }
 
 // method makes a ttrpc method of a function. This is the edge where an error's

@@ -17,6 +17,7 @@ import (
 	"github.com/husk-containers/husk/shim/callers"
 	huskevents "github.com/husk-containers/husk/shim/events"
 	"github.com/husk-containers/husk/shim/pod"
+	"github.com/husk-containers/husk/shim/transfer"
 	"github.com/husk-containers/husk/virtcontainers"
 )
 
@@ -68,6 +69,7 @@ type Service struct {
 	startVM       starter
 	leave         func() error
 	events        publisher
+	transfers     *transfer.Service
 
 	// background counts the goroutines that watch the sandbox; they end once done
 	// is closed, when the sandbox has been stopped.
@@ -104,6 +106,7 @@ func newService(ctx context.Context, cfg Config, start starter, events publisher
 		id: cfg.ID, namespace: cfg.Namespace, hold: cfg.Hold, startVM: start, leave: cfg.Leave, events: events,
 		done: make(chan struct{}), shutdown: make(chan struct{}), tasks: map[string]*task{},
 	}
+	s.transfers = transfer.New(s.files)
 	if s.hold {
 		return s, nil
 	}
@@ -173,6 +176,7 @@ func (s *Service) stop() error {
 		s.ending = true
 		s.mu.Unlock()
 		err := s.stopSandbox(ctx)
+		s.transfers.Close(ctx) // with the sandbox they have lost their other end
 		s.mu.Lock()
 		s.stopped = true
 		unlink := s.unlink
