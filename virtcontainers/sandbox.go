@@ -18,6 +18,7 @@ import (
 
 	"github.com/husk-containers/husk/config"
 	"github.com/husk-containers/husk/hypervisor"
+	"github.com/husk-containers/husk/internal/statedir"
 	"github.com/husk-containers/husk/internal/undo"
 	"github.com/husk-containers/husk/virtcontainers/guest"
 	"github.com/husk-containers/husk/virtcontainers/record"
@@ -51,6 +52,9 @@ type Options struct {
 	// also of those below it, as the host has them now. nil means as the process's
 	// own mount namespace has them.
 	Clone func(path string, recursive bool) (*os.File, error)
+	// Address is the path of the socket on which the sandbox's shim serves, left for the
+	// operator's tool; empty: there is none.
+	Address string
 	// Began is when the work for this sandbox began; zero means now.
 	Began time.Time
 	// Log receives what an operator must know; it names the sandbox. nil means
@@ -108,15 +112,14 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	if err := o.readSpec(); err != nil {
 		return nil, fmt.Errorf("sandbox %q: %w", o.ID, err)
 	}
-	// '+' occurs in neither part, so no two sandboxes share a directory.
-	dir := filepath.Join(o.Config.Runtime.StateDir, o.Namespace+"+"+o.ID)
+	dir := statedir.Sandbox(o.Config.Runtime.StateDir, o.Namespace, o.ID)
 	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Sandbox{
 		id: o.ID, dir: dir, config: o.Config, log: o.Log, clone: o.Clone,
 		pod: o.Pod, hostname: hostname(o.Hostname), sysctls: o.Sysctls, shmBytes: o.shmBytes, network: o.Network, created: time.Now(),
 		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), containers: map[string]*Container{},
 	}
-	if err := s.prepare(o.Bundle); err != nil {
+	if err := s.prepare(o.Bundle, o.Address); err != nil {
 		return nil, errors.Join(fmt.Errorf("sandbox %q: %w", o.ID, err), s.undo.Run(ctx))
 	}
 	if o.Spec == nil {
@@ -179,7 +182,7 @@ func hostname(asked string) string {
 
 // prepare writes the record, which comes before any resource, and makes the
 // sandbox's directory.
-func (s *Sandbox) prepare(bundle string) error {
+func (s *Sandbox) prepare(bundle, address string) error {
 	s.record = record.New(bundle, s.dir)
 	if err := s.record.Add("shim", os.Getpid()); err != nil {
 		return err
@@ -195,6 +198,11 @@ func (s *Sandbox) prepare(bundle string) error {
 		return err
 	}
 	s.undo.Push("remove the directory", hostStep, func(context.Context) error { return storage.RemoveTree(s.dir) })
+	if address != "" {
+		if err := statedir.SetAddress(s.dir, address); err != nil {
+			return err
+		}
+	}
 	if err := storage.Expose(s.privateDir(), s.shareDir()); err != nil {
 		return err
 	}

@@ -32,6 +32,7 @@ func newSandbox(ctx context.Context, d *bootstrap.Daemon, cfg *config.Config, c 
 	o := virtcontainers.Options{
 		ID: d.ID, Namespace: d.Namespace, Bundle: d.Bundle, Config: cfg,
 		Hypervisor: newHypervisor(cfg.Hypervisor), Began: began, Clone: d.Host.Clone,
+		Address: d.Listener.Addr().String(),
 	}
 	if c.Hold {
 		o.Began = time.Time{} // the daemon has waited for this
