@@ -25,6 +25,12 @@ func TestUsage(t *testing.T) {
 		{"-v", exitUsage, "", `unknown command "-v"`},
 		{"check now", exitUsage, "", `check: unexpected argument "now"`},
 		{"check -config", exitUsage, "", "flag needs an argument"},
+		{"cp -h", exitOK, "husk cp [-n NAMESPACE]", ""},
+		{"cp a", exitUsage, "", "cp: 1 arguments, want 2"},
+		{"cp a b c", exitUsage, "", `cp: unexpected argument "c"`},
+		{"cp a b", exitFailed, "", `neither "a" nor "b" is CONTAINER:PATH`},
+		{"cp -config /nonexistent/husk.toml c:a b", exitFailed, "", "/nonexistent/husk.toml"},
+		{"cp -max-entries many c:a b", exitUsage, "", "invalid value"},
 		{"version -yaml", exitUsage, "", "flag provided but not defined: -yaml"},
 		{"version", exitOK, "husk " + version.Get().String() + "\n", ""},
 	} {
