@@ -101,7 +101,8 @@ bench: deps build guest ## measure, and print the tables of docs/numbers.md
 	@$(BIN)/bench-pods
 	@$(MAKE) --no-print-directory bench-files
 
-# FLAGS are the program's: -matrix compares the ways to run virtiofsd.
+# FLAGS are the program's: -matrix compares the ways to run virtiofsd, for hours but
+# with loads as small as those of decision 022.
 .PHONY: bench-files
 bench-files: deps build guest ## measure files and sockets alone, with FLAGS
 	@test/bench/build-fio.sh $(BIN)/fio

@@ -37,7 +37,7 @@ func (t *table) add(column string, figures []figure) {
 }
 
 // compare runs each load in each container in turn, and that so often, so that what
-// else the machine does meets all.
+// else the machine does meets all. No container is the first in every round.
 func compare(ctx context.Context, containers []*container, list []load, rounds int, dir string) (*table, error) {
 	t := newTable()
 	for _, c := range containers {
@@ -46,8 +46,9 @@ func compare(ctx context.Context, containers []*container, list []load, rounds i
 	for round := range rounds {
 		for _, l := range list {
 			for i := range containers {
-				c := containers[(round+i)%len(containers)] // none is always the first
-				unix.Sync() // what the one wrote is not the next one's to wait for
+				c := containers[(round+i)%len(containers)]
+				// What the one wrote is not the next one's to wait for.
+				unix.Sync()
 				figures, err := l.run(ctx, c, c.in(dir))
 				if err != nil {
 					return nil, err
@@ -79,7 +80,7 @@ func (t *table) cell(row, column string) string {
 	for i, v := range values {
 		times[i] = time.Duration(v * float64(time.Second))
 	}
-	if slices.Max(times) < 100*time.Millisecond {
+	if slices.Max(times) < 10*time.Millisecond {
 		return sample.Microseconds(times)
 	}
 	return sample.Milliseconds(times)
