@@ -151,7 +151,7 @@ func (c *container) eventually(script, want string) {
 func (c *container) printed(line string) time.Time {
 	c.e.Helper()
 	var at time.Time
-	c.e.eventually("the container prints "+line, func(context.Context) error {
+	c.e.within(30*time.Second, "the container prints "+line, func(context.Context) error {
 		data, err := os.ReadFile(c.log)
 		if err != nil {
 			return err
