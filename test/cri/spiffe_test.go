@@ -214,9 +214,12 @@ func TestWorkloadAPI(t *testing.T) {
 		a := p.start("a", idle, endpoint, withSockets(client, socket, "/run/spire/agent.sock"), asUser(1234, 2345))
 		b := p.start("b", idle, endpoint, withSockets(client, dir, "/run/spire"))
 		c := q.start("c", idle, endpoint, withSockets(client, dir, "/run/spire"), asUser(1234, 2345))
+		// Two of one pod share the directory, and are two all the same.
+		f := p.start("f", idle, endpoint, withSockets(client, dir, "/run/spire"), asUser(4321, 2345))
 		for range 2 {
 			want(p, a, 1234)
 			want(p, b, 0)
+			want(p, f, 4321)
 			want(q, c, 1234)
 		}
 		// An id goes with its container.
@@ -225,6 +228,7 @@ func TestWorkloadAPI(t *testing.T) {
 		d := p.start("d", idle, endpoint, withSockets(client, socket, "/run/spire/agent.sock"))
 		want(p, d, 0)
 		want(p, a, 1234)
+		want(p, f, 4321)
 		p.remove()
 		q.remove()
 		e.settled()
