@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountOver mounts the socket at path over the one of the host's at over, in place
-// of a mount of it that may be there. over is in a shared directory, in which a
-// container may write: no symbolic link on the way is followed.
+// mountOver mounts the socket at path over the one of the host's at over, unless it
+// is there. over is in a shared directory, in which a container may write: no
+// symbolic link on the way is followed.
 //
 // The mount lasts as long as the guest's kernel takes the host's file for the one
 // that was there: when that is deleted or replaced on the host, and the kernel
@@ -21,9 +21,6 @@ import (
 func mountOver(path, over string) error {
 	if over == "" {
 		return nil
-	}
-	if err := unmount(path, over); err != nil {
-		return err
 	}
 	if err := refresh(path, over); err != nil {
 		return err
@@ -33,6 +30,9 @@ func mountOver(path, over string) error {
 		return err
 	}
 	defer target.Close() //nolint:errcheck // nothing was written
+	if ours, err := same(path, target); ours || err != nil {
+		return err // those who connect meanwhile do not find the host's
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(target.Fd()), &st); err != nil {
 		return os.NewSyscallError("fstat", err)
@@ -64,15 +64,8 @@ func unmount(path, over string) error {
 		return err
 	}
 	defer mounted.Close() //nolint:errcheck // nothing was written
-	var ours, there unix.Stat_t
-	if err := unix.Lstat(path, &ours); err != nil {
-		return fmt.Errorf("stat %s: %w", path, err)
-	}
-	if err := unix.Fstat(int(mounted.Fd()), &there); err != nil {
-		return os.NewSyscallError("fstat", err)
-	}
-	if ours.Dev != there.Dev || ours.Ino != there.Ino {
-		return nil // the host's
+	if ours, err := same(path, mounted); !ours || err != nil {
+		return err // it is the host's
 	}
 	// Lazily: the descriptor itself holds it. A copy elsewhere goes with it, where
 	// the mount had propagated there.
@@ -81,6 +74,18 @@ func unmount(path, over string) error {
 		return fmt.Errorf("unmount %s: %w", over, err)
 	}
 	return nil
+}
+
+// same tells whether an open file is the one at path.
+func same(path string, file *os.File) (bool, error) {
+	var a, b unix.Stat_t
+	if err := unix.Lstat(path, &a); err != nil {
+		return false, fmt.Errorf("stat %s: %w", path, err)
+	}
+	if err := unix.Fstat(int(file.Fd()), &b); err != nil {
+		return false, os.NewSyscallError("fstat", err)
+	}
+	return a.Dev == b.Dev && a.Ino == b.Ino, nil
 }
 
 // open opens a path of the share without following a symbolic link. The error is

@@ -68,7 +68,7 @@ func TestOverTheHostsSocket(t *testing.T) {
 			t.Errorf("the host's own: %v", err)
 		}
 		s := Socket{ID: "a", Mode: 0o777, Over: over}
-		for range 3 { // each time in place of the last
+		for range 3 { // only once
 			if err := g.Listen(s); err != nil {
 				t.Error(err)
 				return
@@ -99,7 +99,16 @@ func TestOverTheHostsSocket(t *testing.T) {
 		if err := g.Listen(s); err != nil {
 			t.Error(err)
 		}
-		if err := g.Close("a"); err != nil {
+		// Another takes its place, and its end does not take that one's away.
+		if err := errors.Join(g.Listen(Socket{ID: "b", Mode: 0o777, Over: over}), g.Close("a")); err != nil {
+			t.Error(err)
+		}
+		if conn, err := net.Dial("unix", over); err != nil {
+			t.Error(err)
+		} else if conn.Close(); g.next().Socket != "b" {
+			t.Error("the first is in the way")
+		}
+		if err := g.Close("b"); err != nil {
 			t.Error(err)
 		}
 		if isMounted(t, over) {

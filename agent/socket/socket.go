@@ -45,13 +45,23 @@ type Socket struct {
 	Over string
 }
 
+// A Connection is one that waits to be claimed.
+type Connection struct {
+	// Socket is the id of the one that was connected to.
+	Socket string
+	// Number by which to claim it; never used twice by a table.
+	Number uint64
+	// PID of the process that has connected, which may have ended; 0: not known.
+	PID int
+}
+
 // A Table holds a guest's sockets. Its methods are safe for concurrent use.
 //
 //	connect ──> accept ──> pending, reported ──Claim──> the host's
 //	                           └──claimTimeout, Close──> closed
 type Table struct {
 	dir    string
-	report func(id string, connection uint64)
+	report func(Connection)
 	work   sync.WaitGroup // the acceptors
 
 	// changing orders Listen and Close, which wait for the host's file system.
@@ -84,12 +94,13 @@ type pending struct {
 
 // New returns a table without a socket, whose sockets are made in dir. report is
 // told of each connection, and does not block; the host claims it by its number.
-func New(dir string, report func(id string, connection uint64)) *Table {
+func New(dir string, report func(Connection)) *Table {
 	return &Table{dir: dir, report: report, sockets: map[string]*listener{}, pending: map[uint64]*pending{}}
 }
 
-// Listen makes a socket, and mounts it over s.Over. For one that is there it sets
-// mode and owner, and mounts it anew: the host's own may be another file now.
+// Listen makes a socket, and mounts it over s.Over, in place of another's. For one
+// that is there it sets mode and owner, and mounts it anew where the host's own is
+// another file now.
 func (t *Table) Listen(s Socket) error {
 	t.changing.Lock()
 	defer t.changing.Unlock()
@@ -119,6 +130,11 @@ func (t *Table) listen(s Socket) error {
 				return err
 			}
 		}
+		if old.over != s.Over {
+			if err := t.yield(s.Over); err != nil {
+				return err
+			}
+		}
 		old.over = s.Over
 		return mountOver(path, s.Over)
 	}
@@ -126,7 +142,10 @@ func (t *Table) listen(s Socket) error {
 	if err != nil {
 		return err
 	}
-	if err := mountOver(path, s.Over); err != nil {
+	if err = t.yield(s.Over); err == nil {
+		err = mountOver(path, s.Over)
+	}
+	if err != nil {
 		return errors.Join(err, ln.Close(), os.Remove(path))
 	}
 	l := &listener{id: s.ID, over: s.Over, ln: ln, room: make(chan struct{}, maxPending), end: make(chan struct{})}
@@ -140,6 +159,26 @@ func (t *Table) listen(s Socket) error {
 		return errors.Join(fmt.Errorf("the guest is going down: %w", errdefs.ErrUnavailable), t.drop(l))
 	}
 	return nil
+}
+
+// yield takes the mount of another socket from a place that is to be this one's.
+func (t *Table) yield(over string) error {
+	if over == "" {
+		return nil
+	}
+	t.mu.Lock()
+	var other *listener
+	for _, l := range t.sockets {
+		if l.over == over {
+			other = l
+		}
+	}
+	t.mu.Unlock()
+	if other == nil {
+		return nil
+	}
+	other.over = ""
+	return unmount(filepath.Join(t.dir, other.id), over)
 }
 
 // bind makes the socket's file. It has another name until it is whole: one short
@@ -202,6 +241,7 @@ func (t *Table) accept(l *listener) {
 
 // offer keeps a connection for the host and tells of it.
 func (t *Table) offer(l *listener, conn *net.UnixConn) {
+	pid := peer(conn)
 	t.mu.Lock()
 	if t.sockets[l.id] != l {
 		t.mu.Unlock()
@@ -217,7 +257,25 @@ func (t *Table) offer(l *listener, conn *net.UnixConn) {
 		}
 	})}
 	t.mu.Unlock()
-	t.report(l.id, number)
+	t.report(Connection{Socket: l.id, Number: number, PID: pid})
+}
+
+// peer is who has connected, by the kernel's word.
+func peer(conn *net.UnixConn) int {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	var pid int
+	err = raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = int(cred.Pid)
+		}
+	})
+	if err != nil {
+		return 0
+	}
+	return pid
 }
 
 // Claim hands over the connection of that number, once. The error is ENOENT where

@@ -28,19 +28,14 @@ type guest struct {
 	*Table
 	end      context.CancelFunc
 	served   chan error
-	reported chan report
-}
-
-type report struct {
-	id     string
-	number uint64
+	reported chan Connection
 }
 
 func newGuest(t *testing.T) *guest {
 	t.Helper()
-	reported := make(chan report, 20000)
+	reported := make(chan Connection, 20000)
 	g := &guest{T: t, reported: reported, served: make(chan error, 1)}
-	g.Table = New(filepath.Join(t.TempDir(), "sockets"), func(id string, number uint64) { reported <- report{id, number} })
+	g.Table = New(filepath.Join(t.TempDir(), "sockets"), func(c Connection) { reported <- c })
 	ctx, cancel := context.WithCancel(t.Context())
 	g.end = cancel
 	go func() { g.served <- g.Serve(ctx) }()
@@ -87,14 +82,14 @@ func (g *guest) dial(path string) *net.UnixConn {
 }
 
 // next is the next connection that is reported.
-func (g *guest) next() report {
+func (g *guest) next() Connection {
 	g.Helper()
 	select {
 	case r := <-g.reported:
 		return r
 	case <-time.After(limit):
 		g.Fatal("nothing is reported")
-		return report{}
+		return Connection{}
 	}
 }
 
@@ -108,10 +103,10 @@ func TestConnectionsWaitForTheirClaim(t *testing.T) {
 	}
 	client := g.dial(g.path("a"))
 	r := g.next()
-	if r.id != "a" || r.number == 0 {
+	if r.Socket != "a" || r.Number == 0 || r.PID != os.Getpid() {
 		t.Errorf("reported %v", r)
 	}
-	conn, err := g.Claim(r.number)
+	conn, err := g.Claim(r.Number)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +117,7 @@ func TestConnectionsWaitForTheirClaim(t *testing.T) {
 			t.Errorf("read %q, %v", b, err)
 		}
 	}
-	for _, number := range []uint64{0, r.number, r.number + 1} {
+	for _, number := range []uint64{0, r.Number, r.Number + 1} {
 		if _, err := g.Claim(number); !errors.Is(err, syscall.ENOENT) {
 			t.Errorf("claim %d: %v", number, err)
 		}
@@ -152,7 +147,7 @@ func TestSocketHasModeAndOwner(t *testing.T) {
 	g.listen(s) // again
 	check()
 	// It is the same socket still.
-	if conn, err := g.Claim(g.next().number); err != nil {
+	if conn, err := g.Claim(g.next().Number); err != nil {
 		t.Error(err)
 	} else {
 		conn.Close()
@@ -166,12 +161,12 @@ func TestCloseEndsWhatWaits(t *testing.T) {
 	g := newGuest(t)
 	g.listen(Socket{ID: "a", Mode: 0o777})
 	claimed, waiting := g.dial(g.path("a")), g.dial(g.path("a"))
-	conn, err := g.Claim(g.next().number)
+	conn, err := g.Claim(g.next().Number)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	number := g.next().number
+	number := g.next().Number
 	for range 2 { // idempotent
 		if err := g.Close("a"); err != nil {
 			t.Fatal(err)
@@ -193,8 +188,8 @@ func TestCloseEndsWhatWaits(t *testing.T) {
 	}
 	g.listen(Socket{ID: "a", Mode: 0o777})
 	g.dial(g.path("a"))
-	if again := g.next(); again.number <= number {
-		t.Errorf("number %d comes after %d", again.number, number)
+	if again := g.next(); again.Number <= number {
+		t.Errorf("number %d comes after %d", again.Number, number)
 	}
 }
 
@@ -209,12 +204,12 @@ func TestConnectionsThatWaitAreBounded(t *testing.T) {
 	}
 	var numbers []uint64
 	for range maxPending {
-		numbers = append(numbers, g.next().number)
+		numbers = append(numbers, g.next().Number)
 	}
 	// Another socket has room of its own, and by its report it is known that
 	// none more of the first came.
 	g.dial(g.path("b"))
-	if r := g.next(); r.id != "b" {
+	if r := g.next(); r.Socket != "b" {
 		t.Errorf("%v is reported, and %d wait", r, maxPending)
 	}
 	for range extra {
@@ -223,7 +218,7 @@ func TestConnectionsThatWaitAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		conn.Close()
-		numbers = append(numbers[1:], g.next().number)
+		numbers = append(numbers[1:], g.next().Number)
 	}
 }
 
@@ -277,7 +272,7 @@ func TestTenThousandConnectionsLeaveNothing(t *testing.T) {
 		})
 	}
 	for range connections {
-		conn, err := g.Claim(g.next().number)
+		conn, err := g.Claim(g.next().Number)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -23,7 +23,7 @@ type container struct {
 	id     string
 	ctx    context.Context //nolint:containedctx // the lifetime of its connections
 	cancel context.CancelFunc
-	work   sync.WaitGroup // of its sockets and connections
+	work   sync.WaitGroup // its connections; added to under the table's mu while it owns a socket
 	turn   chan struct{}  // who has put something in may change what is below
 	group  *cgroup.Cgroup
 	opts   dialer.Options

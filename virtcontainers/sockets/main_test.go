@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,6 +50,7 @@ type rig struct {
 	port   string // guest port 1026
 	log    lockedBuffer
 	bundle string
+	whose  atomic.Value // the container whose process connects, as the guest has it
 }
 
 type lockedBuffer struct {
@@ -81,8 +83,9 @@ func newRig(t *testing.T, allowed ...string) *rig {
 		Guest: r, Host: (*hostns.Namespace)(nil), Record: record.New(r.bundle, ""), Allowed: allowed,
 		Log: slog.New(slog.NewTextHandler(&r.log, nil)),
 	})
-	r.agent = agentsocket.New(r.dir, func(id string, number uint64) {
-		r.Event(&agentv1.SocketEvent{SocketId: id, Connection: number})
+	r.agent = agentsocket.New(r.dir, func(c agentsocket.Connection) {
+		whose, _ := r.whose.Load().(string)
+		r.Event(&agentv1.SocketEvent{SocketId: c.Socket, Connection: c.Number, ContainerId: whose})
 	})
 	ln, err := net.Listen("unix", r.port)
 	if err != nil {

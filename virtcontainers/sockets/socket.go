@@ -25,32 +25,36 @@ const (
 
 // A socket is one of the host that stands in the guest.
 type socket struct {
-	table     *Table
-	container *container
-	id        string
-	path      string // on the host, resolved
-	over      string
-	reported  chan uint64
-	slots     chan struct{} // one for each open connection
-	dials     chan struct{} // one for each that is being made
-	end       chan struct{} // closed when it is taken away
+	table    *Table
+	id       string
+	path     string // on the host, resolved
+	over     string
+	reported chan report
+	slots    chan struct{} // one for each open connection
+	dials    chan struct{} // one for each that is being made
+	end      chan struct{} // closed when it is taken away
 
-	// Of the table's mu: when causes of failure were logged.
-	causes map[string]time.Time
+	// Of the table's mu.
+	owners map[string]*container
+	causes map[string]time.Time // when they were logged
+}
+
+// A report is the guest's word of a connection.
+type report struct {
+	number    uint64
+	container string // empty: not known
 }
 
 func (s *socket) guestPath() string { return agentv1.SocketsDir + "/" + s.id }
 
-// serve takes reported connections, as long as there are slots, until the socket or
-// its container is taken away.
+// serve takes reported connections, as long as there are slots, until the socket is
+// taken away.
 func (s *socket) serve() {
 	for {
-		var number uint64
+		var r report
 		select {
-		case number = <-s.reported:
+		case r = <-s.reported:
 		case <-s.end:
-			return
-		case <-s.container.ctx.Done():
 			return
 		}
 		for _, slots := range []chan struct{}{s.slots, s.table.slots} {
@@ -58,24 +62,60 @@ func (s *socket) serve() {
 			case slots <- struct{}{}:
 			case <-s.end:
 				return // with it goes what waits in the guest
-			case <-s.container.ctx.Done():
-				return
 			}
 		}
-		s.container.work.Go(func() {
-			defer func() { <-s.table.slots; <-s.slots }()
-			s.carry(s.container.ctx, number)
-		})
+		c := s.owner(r.container)
+		if c == nil {
+			s.complain(r.container, errors.New("the process that has connected is of no container that has the socket, or has ended"))
+			s.table.work.Go(func() {
+				defer s.release()
+				s.refuse(r.number)
+			})
+			continue
+		}
+		go func() { // it is counted already
+			defer c.work.Done()
+			defer s.release()
+			s.carry(c, r.number)
+		}()
 	}
 }
 
-// carry carries one connection until it ends or ctx does.
-func (s *socket) carry(ctx context.Context, number uint64) {
+func (s *socket) release() { <-s.table.slots; <-s.slots }
+
+// owner is in whose name a connection is made, with its work counted; nil: nobody's.
+// Where the guest does not know, the only one who has the socket is meant; a
+// container that does not have it has come by another's files, and gets nothing.
+func (s *socket) owner(reported string) *container {
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	c := s.owners[reported]
+	if reported == "" && len(s.owners) == 1 {
+		for _, only := range s.owners {
+			c = only
+		}
+	}
+	if c != nil {
+		c.work.Add(1)
+	}
+	return c
+}
+
+// refuse closes a connection that is nobody's.
+func (s *socket) refuse(number uint64) {
+	if carrier, err := s.claim(s.table.ctx, forward.Target{Network: forward.Accepted, Connection: number, Refusal: syscall.EACCES}); err == nil {
+		carrier.Close()
+	}
+}
+
+// carry carries one connection until it ends or its container does.
+func (s *socket) carry(c *container, number uint64) {
+	ctx := c.ctx
 	target := forward.Target{Network: forward.Accepted, Connection: number}
-	conn, err := s.dial(ctx)
+	conn, err := s.dial(ctx, c)
 	if err != nil {
 		if ctx.Err() == nil {
-			s.complain(err)
+			s.complain(c.id, err)
 		}
 		target.Refusal = syscall.ECONNREFUSED
 		if errno := syscall.Errno(0); errors.As(err, &errno) {
@@ -97,7 +137,7 @@ func (s *socket) carry(ctx context.Context, number uint64) {
 }
 
 // dial connects to the host's socket, which may be another than the last time.
-func (s *socket) dial(ctx context.Context) (net.Conn, error) {
+func (s *socket) dial(ctx context.Context, c *container) (net.Conn, error) {
 	select {
 	case s.dials <- struct{}{}:
 	case <-ctx.Done():
@@ -106,7 +146,7 @@ func (s *socket) dial(ctx context.Context) (net.Conn, error) {
 	defer func() { <-s.dials }()
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	return s.container.connect(ctx, s.path)
+	return c.connect(ctx, s.path)
 }
 
 // claim takes the guest's connection.
@@ -125,7 +165,7 @@ func (s *socket) claim(ctx context.Context, target forward.Target) (net.Conn, er
 }
 
 // complain logs why a connection fails, each cause now and then.
-func (s *socket) complain(err error) {
+func (s *socket) complain(container string, err error) {
 	cause, now := err.Error(), time.Now()
 	s.table.mu.Lock()
 	last, known := s.causes[cause]
@@ -140,5 +180,5 @@ func (s *socket) complain(err error) {
 	if quiet {
 		return
 	}
-	s.table.opts.Log.Warn("a container's connection to a socket of the host is reset", "container", s.container.id, "socket", s.path, "err", err)
+	s.table.opts.Log.Warn("a container's connection to a socket of the host is reset", "container", container, "socket", s.path, "err", err)
 }

@@ -79,8 +79,11 @@ type Socket struct {
 //	                                                          │
 //	container <──────── agent <─── claim, frames ──────────> Copy
 type Table struct {
-	opts  Options
-	slots chan struct{} // one for each open connection
+	opts   Options
+	slots  chan struct{}   // one for each open connection
+	ctx    context.Context //nolint:containedctx // the table's own lifetime
+	cancel context.CancelFunc
+	work   sync.WaitGroup // of the sockets
 
 	// mu guards what is below, and the fields that say so. It is not held over a call
 	// that can block.
@@ -96,10 +99,12 @@ func New(o Options) *Table {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	return &Table{
+	t := &Table{
 		opts: o, slots: make(chan struct{}, maxConnections),
 		sockets: map[string]*socket{}, containers: map[string]*container{},
 	}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	return t
 }
 
 // Add gives a container a socket, and returns the guest path of the one that stands
@@ -108,7 +113,10 @@ func New(o Options) *Table {
 // RemoveContainer, as on a host they outlive their socket's name.
 //
 // Added again with the same path and the same Over it is the same one, with the mode
-// and owner that the host's has now, and mounted over it anew.
+// and owner that the host's has now, and mounted over it anew where that is another
+// file. Containers that share a directory share its sockets (the same path and the
+// same Over): then the guest tells whose process has connected. Each adds them for
+// itself.
 //
 // The error is NotFound where there is nothing on the host, InvalidArgument where
 // there is no socket, and PermissionDenied where the configuration does not allow it.
@@ -156,7 +164,7 @@ func (t *Table) add(ctx context.Context, s Socket) (string, func(context.Context
 			return err
 		}
 		defer c.end()
-		return t.remove(ctx, sock)
+		return t.remove(ctx, sock, c)
 	}
 	err = t.opts.Guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 		_, err := a.ListenSocket(ctx, &agentv1.ListenSocketRequest{
@@ -165,7 +173,7 @@ func (t *Table) add(ctx context.Context, s Socket) (string, func(context.Context
 		return err
 	})
 	if err != nil {
-		return "", nil, errors.Join(err, t.remove(ctx, sock))
+		return "", nil, errors.Join(err, t.remove(ctx, sock, c))
 	}
 	return sock.guestPath(), remove, nil
 }
@@ -188,36 +196,47 @@ func (t *Table) open(path string) (*os.File, *unix.Stat_t, error) {
 }
 
 // register makes the socket known, so that no event of it comes too early, and
-// begins to serve it. One that is there already is returned.
+// begins to serve it. One that is there already is returned: the container's own, or,
+// where it lies over the host's, that of all who share the directory. It is the
+// container's turn.
 func (t *Table) register(c *container, s Socket, path string) (*socket, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, sock := range t.sockets {
-		if sock.container == c && sock.path == path && sock.over == s.Over {
+		if sock.path == path && sock.over == s.Over && (s.Over != "" || sock.owners[c.id] == c) {
+			sock.owners[c.id] = c
 			return sock, nil
 		}
 	}
-	if len(t.sockets) >= maxSockets {
+	switch {
+	case t.closed:
+		return nil, fmt.Errorf("the sandbox is being stopped: %w", errdefs.ErrFailedPrecondition)
+	case len(t.sockets) >= maxSockets:
 		return nil, fmt.Errorf("the sandbox has %d sockets of the host already: %w", maxSockets, errdefs.ErrResourceExhausted)
 	}
 	t.last++
 	sock := &socket{
-		table: t, container: c, id: "s" + strconv.Itoa(t.last), path: path, over: s.Over,
-		reported: make(chan uint64, maxReported), slots: make(chan struct{}, maxPerSocket),
+		table: t, owners: map[string]*container{c.id: c}, id: "s" + strconv.Itoa(t.last), path: path, over: s.Over,
+		reported: make(chan report, maxReported), slots: make(chan struct{}, maxPerSocket),
 		dials: make(chan struct{}, maxDials), end: make(chan struct{}),
 	}
 	t.sockets[sock.id] = sock
-	c.work.Go(sock.serve)
+	t.work.Go(sock.serve)
 	return sock, nil
 }
 
-// remove takes a socket away. It is idempotent.
-func (t *Table) remove(ctx context.Context, s *socket) error {
+// remove takes a socket from a container, and away with its last. It is idempotent.
+func (t *Table) remove(ctx context.Context, s *socket, c *container) error {
 	t.mu.Lock()
-	known := t.sockets[s.id] == s
-	delete(t.sockets, s.id)
+	if s.owners[c.id] == c {
+		delete(s.owners, c.id)
+	}
+	last := len(s.owners) == 0 && t.sockets[s.id] == s
+	if last {
+		delete(t.sockets, s.id)
+	}
 	t.mu.Unlock()
-	if !known {
+	if !last {
 		return nil
 	}
 	close(s.end)
@@ -241,9 +260,9 @@ func (t *Table) Event(e *agentv1.SocketEvent) {
 		return // it has been taken away, or never was
 	}
 	select {
-	case s.reported <- e.GetConnection():
+	case s.reported <- report{e.GetConnection(), e.GetContainerId()}:
 	default:
-		s.complain(errors.New("the guest reports more connections than can be waiting"))
+		s.complain(e.GetContainerId(), errors.New("the guest reports more connections than can be waiting"))
 	}
 }
 
@@ -264,7 +283,7 @@ func (t *Table) RemoveContainer(ctx context.Context, id string) error {
 	t.mu.Lock()
 	var own []*socket
 	for _, s := range t.sockets {
-		if s.container == c {
+		if s.owners[c.id] == c {
 			own = append(own, s)
 		}
 	}
@@ -275,7 +294,7 @@ func (t *Table) RemoveContainer(ctx context.Context, id string) error {
 	c.cancel()
 	var errs []error
 	for _, s := range own {
-		errs = append(errs, t.remove(ctx, s))
+		errs = append(errs, t.remove(ctx, s, c))
 	}
 	return errors.Join(append(errs, c.stop(ctx))...)
 }
@@ -293,5 +312,10 @@ func (t *Table) Close(ctx context.Context) error {
 	for _, id := range ids {
 		errs = append(errs, t.RemoveContainer(ctx, id))
 	}
-	return errors.Join(errs...)
+	t.cancel()
+	if err := errors.Join(errs...); err != nil {
+		return err // then something of them may still go on
+	}
+	t.work.Wait()
+	return nil
 }

@@ -394,6 +394,74 @@ func TestProcessThatWasKilledIsReplaced(t *testing.T) {
 	}
 }
 
+// Containers that share a directory share its sockets; each connects in its own name.
+func TestSharedSocket(t *testing.T) {
+	r := newRig(t)
+	path := hostPath(t)
+	uids := make(chan uint32, 10)
+	serve(t, path, func(conn *net.UnixConn) {
+		raw, err := conn.SyscallConn()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		raw.Control(func(fd uintptr) {
+			cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+			if err != nil {
+				t.Error(err)
+			}
+			uids <- cred.Uid
+		})
+		echo(conn)
+	})
+	add := func(container string, uid uint32) (string, func(context.Context) error) {
+		t.Helper()
+		return r.add(path, func(s *Socket) {
+			s.Container, s.User = container, specs.User{UID: uid, GID: uid}
+			s.Over = agentv1.GuestDir + "/share/dir/s"
+		})
+	}
+	guest, removeA := add("a", 1001)
+	if again, _ := add("b", 1002); again != guest {
+		t.Errorf("two sockets, %s and %s, over one", guest, again)
+	}
+	want := func(whose string, uid uint32) {
+		t.Helper()
+		r.whose.Store(whose)
+		got, err := ask(guest, "x")
+		if uid == 0 {
+			if got != "" {
+				t.Errorf("a connection of %q is answered %q", whose, got)
+			}
+			return
+		}
+		if got != "x" || err != nil {
+			t.Fatalf("a connection of %q is answered %q, %v", whose, got, err)
+		}
+		if by := <-uids; by != uid {
+			t.Errorf("a connection of %q is made by %d", whose, by)
+		}
+	}
+	want("a", 1001)
+	want("b", 1002)
+	want("", 0)
+	want("stranger", 0)
+	for range 2 {
+		if err := removeA(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("b", 1002)
+	want("", 1002) // it can be no other's
+	want("a", 0)   // which had it
+	if err := r.RemoveContainer(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := net.Dial("unix", guest); !errors.Is(err, syscall.ENOENT) {
+		t.Errorf("after the last: %v", err)
+	}
+}
+
 func TestAddRefuses(t *testing.T) {
 	path := hostPath(t)
 	serve(t, path, echo)
@@ -511,10 +579,7 @@ func FuzzEvent(f *testing.F) {
 			return
 		}
 		table := New(Options{Log: slog.New(slog.DiscardHandler)})
-		c := &container{table: table, id: "c"}
-		c.ctx, c.cancel = context.WithCancel(context.Background())
-		c.cancel() // what is reported stays in the queue
-		s := &socket{table: table, container: c, id: "s1", reported: make(chan uint64, maxReported)}
+		s := &socket{table: table, id: "s1", reported: make(chan report, maxReported)} // that is not served
 		table.sockets["s1"] = s
 		for range maxReported + 2 {
 			table.Event(&e)

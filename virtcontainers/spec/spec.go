@@ -47,6 +47,8 @@ type Plan struct {
 	Sysctls map[string]string
 	// Network is which network the spec asks for.
 	Network Network
+	// CgroupsPath is the host's linux.cgroupsPath, as it was.
+	CgroupsPath string
 	// OwnPID: the container gets a PID namespace of its own.
 	OwnPID bool
 	// Shm is the bind mount at /dev/shm, nil where there is none. Which file system it
@@ -101,7 +103,7 @@ func Transform(sp *specs.Spec, id string, pod bool) (*Plan, error) {
 	if err := check(sp, pod); err != nil {
 		return nil, err
 	}
-	p := &Plan{RootPath: sp.Root.Path}
+	p := &Plan{RootPath: sp.Root.Path, CgroupsPath: sp.Linux.CgroupsPath}
 	out := *sp
 	root, linux := *sp.Root, *sp.Linux
 	out.Root, out.Linux = &root, &linux

@@ -12,13 +12,14 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/copies"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
 )
@@ -42,7 +43,9 @@ type Options struct {
 	// Clone takes the host's mounts.
 	Clone storage.Clone
 	Guest guest
-	Log   *slog.Logger
+	// Sockets carries connections to sockets of the host.
+	Sockets hostSockets
+	Log     *slog.Logger
 }
 
 // A Table holds the volumes of a sandbox. Containers that mount the same source
@@ -58,6 +61,7 @@ type Table struct {
 	last      int // number of a volume; none is used twice
 	volumes   map[key]*volume
 	followers []*Mount
+	watch     *copies.Watcher // nil before the first copy
 }
 
 // A key says which mounts share a volume.
@@ -66,7 +70,7 @@ type key struct {
 	dev, ino                       uint64 // ino is 0 where the file system is the volume
 	recursive, follows             bool
 	readOnly, allReadOnly, private bool
-	n                              int // of a private one
+	n                              int // number of a private one
 }
 
 // New returns an empty table.
@@ -80,14 +84,16 @@ type User struct {
 	// Bundle is where relative sources begin.
 	Bundle string
 	Spec   *specs.Spec
+	// CgroupsPath is the container's on the host.
+	CgroupsPath string
 }
 
 // A Mount is a container's use of a volume, until its Release.
 type Mount struct {
-	table     *Table
-	container string
-	bind      *spec.Bind
-	volume    *volume
+	table  *Table
+	user   User
+	bind   *spec.Bind
+	volume *volume
 	// within is the directory of the volume that is mounted; empty: all of it.
 	within string
 	// directories to be there, of Memory.
@@ -120,8 +126,8 @@ func (t *Table) Add(ctx context.Context, u User, b *spec.Bind) (_ *Mount, err er
 	if kind == HugePages && src.size == 0 {
 		src.size = hugePageLimit(u.Spec, src.block)
 	}
-	m := &Mount{table: t, container: u.ID, bind: b}
-	m.volume = t.take(kind, b, src)
+	m := &Mount{table: t, user: u, bind: b}
+	m.volume = t.take(m, keyOf(kind, b, src), src)
 	switch kind {
 	case Memory:
 		m.within, m.directories = src.root, src.tree()
@@ -177,8 +183,8 @@ func (t *Table) kindOf(b *spec.Bind, src *source) (Kind, error) {
 	return kindOf(b, src.facts)
 }
 
-// take returns the volume of a source, which it takes over where the volume is new.
-func (t *Table) take(kind Kind, b *spec.Bind, src *source) *volume {
+// keyOf is the key of the volume that a source is, or becomes.
+func keyOf(kind Kind, b *spec.Bind, src *source) key {
 	k := key{kind: kind}
 	switch kind {
 	case Memory, HugePages, Devices:
@@ -191,22 +197,59 @@ func (t *Table) take(kind Kind, b *spec.Bind, src *source) *volume {
 	case Device, Socket:
 		k.private = true
 	}
+	return k
+}
+
+// take returns the volume of a key, which takes over the source where it is new.
+func (t *Table) take(m *Mount, k key, src *source) *volume {
+	if v := t.join(m, k); v != nil {
+		return v
+	}
+	v := &volume{table: t, key: k, source: src, turn: make(chan struct{}, 1)}
+	if k.kind == Shared && src.mode.IsDir() {
+		v.sockets = t.watchSockets(v)
+	}
+	// Connections to the sockets that are there are each container's own, and in a
+	// directory which nobody may write to there is nothing else to share.
+	if v.sockets != nil && len(v.sockets.present) > 0 || k.kind == Shared && k.readOnly {
+		v.key.private = true
+	}
+	return t.add(m, v)
+}
+
+// join returns the volume of a key, if there is one, as the mount's.
+func (t *Table) join(m *Mount, k key) *volume {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	// One that is writable will do: the guest has been given that, and its own kernel
 	// keeps the container from writing.
 	for _, k := range []key{writable(k), k} {
 		if v := t.volumes[k]; v != nil && !k.private {
-			v.users++
+			v.users = append(v.users, m)
 			return v
 		}
 	}
-	t.last++
-	if k.private {
-		k.n = t.last
+	return nil
+}
+
+// add makes a volume known, as the mount's, unless another was quicker, which then it
+// returns.
+func (t *Table) add(m *Mount, v *volume) *volume {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if other := t.volumes[v.key]; other != nil && !v.key.private {
+		if v.sockets != nil {
+			v.sockets.watcher.Close() //nolint:errcheck // nothing was followed
+		}
+		other.users = append(other.users, m)
+		return other
 	}
-	v := &volume{table: t, key: k, name: strconv.Itoa(t.last), source: src, users: 1}
-	t.volumes[k] = v
+	t.last++
+	if v.key.private {
+		v.key.n = t.last
+	}
+	v.name, v.users = strconv.Itoa(t.last), []*Mount{m}
+	t.volumes[v.key] = v
 	return v
 }
 
@@ -219,7 +262,7 @@ func writable(k key) key {
 // guest has it.
 func (m *Mount) Ready(ctx context.Context) error {
 	v := m.volume
-	v.guest.Do(func() { v.guestErr = v.ready(ctx) })
+	v.guest.Do(func() { v.guestErr = v.ready(ctx, m.user) })
 	err := v.guestErr
 	if err == nil && len(m.directories) > 0 {
 		err = v.mount(ctx, m.directories)
@@ -227,7 +270,7 @@ func (m *Mount) Ready(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", m.bind.Field, err)
 	}
-	m.bind.At(path.Join(v.path, m.within), m.bind.Follows && v.key.kind == Shared)
+	m.bind.At(path.Join(v.path, m.within), v.key.kind == Shared && (m.bind.Follows || v.sockets != nil))
 	return nil
 }
 
@@ -258,17 +301,27 @@ func (m *Mount) fileSystems() ([]string, error) {
 func (m *Mount) Release(ctx context.Context) error {
 	v := m.volume
 	v.table.unfollow(m)
+	select { // one after the other
+	case v.turn <- struct{}{}:
+		defer func() { <-v.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	v.table.mu.Lock()
-	v.users--
-	last := v.users == 0 && (v.key.kind != Memory || v.hostErr != nil || v.guestErr != nil)
+	v.users = slices.DeleteFunc(v.users, func(u *Mount) bool { return u == m })
+	left := slices.Clone(v.users)
+	last := len(left) == 0 && (v.key.kind != Memory || v.hostErr != nil || v.guestErr != nil)
 	if last {
 		delete(v.table.volumes, v.key)
 	}
 	v.table.mu.Unlock()
-	if !last {
-		return nil
+	switch {
+	case last:
+		return v.remove(ctx)
+	case len(left) > 0 && v.sockets != nil:
+		return v.sockets.leave(ctx, m.user, left[0].user)
 	}
-	return v.remove(ctx)
+	return nil
 }
 
 // A volume is one source as the guest sees it.
@@ -277,14 +330,21 @@ type volume struct {
 	key    key
 	name   string
 	source *source
-	users  int // guarded by the table
+	users  []*Mount      // guarded by the table
+	turn   chan struct{} // of Release
 
 	host, guest       sync.Once
 	hostErr, guestErr error
 	// path in the guest, set by place.
 	path string
-	// made is what remove takes back in the guest.
+	// made: there is something in the guest to take back.
 	made bool
+	// following is the copy of a Copied one.
+	following *copies.Copy
+	// disconnect takes a Socket away.
+	disconnect func(context.Context) error
+	// sockets are those in a Shared directory; nil for a file.
+	sockets *socketDir
 }
 
 // dir is where the host has what it shows to the guest.
@@ -300,11 +360,11 @@ func (v *volume) place(b *spec.Bind) error {
 		v.path = agentv1.Device{Kind: 'c', Major: v.source.major, Minor: v.source.minor}.Node()
 	case Devices:
 		v.path = "/dev"
-	case Shared, Copied:
+	case Copied:
+		v.path = path.Join(agentv1.CopiesDir, v.name)
+	case Shared:
 		v.path = path.Join(spec.GuestShare, Dir, v.name)
 		return v.share(b)
-	case Socket:
-		return fmt.Errorf("a unix socket cannot be shared with a guest: %w", errdefs.ErrNotImplemented)
 	}
 	return nil
 }
@@ -326,10 +386,18 @@ func (v *volume) share(b *spec.Bind) error {
 }
 
 // ready does the guest's part.
-func (v *volume) ready(ctx context.Context) error {
+func (v *volume) ready(ctx context.Context, u User) error {
 	switch v.key.kind {
 	case Memory, HugePages:
 		return v.mount(ctx, nil)
+	case Copied:
+		return v.copy(ctx)
+	case Socket:
+		return v.connect(ctx, u)
+	case Shared:
+		if v.sockets != nil {
+			return v.sockets.serve(ctx, u)
+		}
 	}
 	return nil
 }
@@ -357,7 +425,16 @@ func (v *volume) mount(ctx context.Context, directories []*agentv1.Directory) er
 // remove takes back what place and ready have done.
 func (v *volume) remove(ctx context.Context) error {
 	var errs []error
-	if v.made {
+	if v.disconnect != nil {
+		errs = append(errs, v.disconnect(ctx))
+	}
+	if v.sockets != nil {
+		errs = append(errs, v.sockets.stop(ctx))
+	}
+	switch {
+	case v.made && v.key.kind == Copied:
+		errs = append(errs, v.dropCopy(ctx))
+	case v.made:
 		err := v.table.opts.Guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 			_, err := a.UnmountStorage(ctx, &agentv1.UnmountStorageRequest{Target: v.path})
 			return err

@@ -2773,7 +2773,10 @@ type SocketEvent struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	SocketId string                 `protobuf:"bytes,1,opt,name=socket_id,json=socketId,proto3" json:"socket_id,omitempty"`
 	// By which the host claims the connection; never used twice in a guest's life.
-	Connection    uint64 `protobuf:"varint,2,opt,name=connection,proto3" json:"connection,omitempty"`
+	Connection uint64 `protobuf:"varint,2,opt,name=connection,proto3" json:"connection,omitempty"`
+	// The container whose process has connected; empty: that is not known, as where
+	// the process has ended already.
+	ContainerId   string `protobuf:"bytes,3,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2820,6 +2823,13 @@ func (x *SocketEvent) GetConnection() uint64 {
 		return x.Connection
 	}
 	return 0
+}
+
+func (x *SocketEvent) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
 }
 
 // A ListenEvent tells that a port of the guest takes, or no longer takes, what
@@ -3111,12 +3121,13 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\x03oom\x18\x01 \x01(\v2\x17.husk.agent.v1.OOMEventH\x00R\x03oom\x124\n" +
 	"\x06listen\x18\x02 \x01(\v2\x1a.husk.agent.v1.ListenEventH\x00R\x06listen\x124\n" +
 	"\x06socket\x18\x03 \x01(\v2\x1a.husk.agent.v1.SocketEventH\x00R\x06socketB\a\n" +
-	"\x05event\"J\n" +
+	"\x05event\"m\n" +
 	"\vSocketEvent\x12\x1b\n" +
 	"\tsocket_id\x18\x01 \x01(\tR\bsocketId\x12\x1e\n" +
 	"\n" +
 	"connection\x18\x02 \x01(\x04R\n" +
-	"connection\"\xde\x01\n" +
+	"connection\x12!\n" +
+	"\fcontainer_id\x18\x03 \x01(\tR\vcontainerId\"\xde\x01\n" +
 	"\vListenEvent\x12?\n" +
 	"\bprotocol\x18\x01 \x01(\x0e2#.husk.agent.v1.ListenEvent.ProtocolR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +

@@ -147,7 +147,12 @@ func (m *CloseSocketRequest) Validate() error { return validID("socket_id", m.Ge
 func (*CloseSocketResponse) Validate() error { return nil }
 
 // Validate implements the rules of the protocol.
-func (m *SocketEvent) Validate() error { return validID("socket_id", m.GetSocketId()) }
+func (m *SocketEvent) Validate() error {
+	if err := validID("socket_id", m.GetSocketId()); err != nil {
+		return err
+	}
+	return validOptionalID("container_id", m.GetContainerId())
+}
 
 // Validate implements the rules of the protocol.
 func (m *HoldFileSystemsRequest) Validate() error {

@@ -56,6 +56,7 @@ func TestVolumeMessages(t *testing.T) {
 		"socket mode":        {socket(func(m *ListenSocketRequest) { m.Mode = 1 << 20 }), "mode"},
 		"close":              {&CloseSocketRequest{}, "socket_id is empty"},
 		"event":              {&Event{Event: &Event_Socket{Socket: &SocketEvent{SocketId: "a/b"}}}, "socket_id"},
+		"event of whom":      {&Event{Event: &Event_Socket{Socket: &SocketEvent{SocketId: "a", ContainerId: "a/b"}}}, "container_id"},
 		"hold":               {&HoldFileSystemsRequest{ContainerId: "c", FileSystems: []string{GuestDir + "/share/c"}}, ""},
 		"hold elsewhere":     {&HoldFileSystemsRequest{ContainerId: "c", FileSystems: []string{"/"}}, "file_systems"},
 		"hold of none":       {&HoldFileSystemsRequest{}, "container_id"},
