@@ -230,8 +230,8 @@ func TestSocketThatIsNotAllowed(t *testing.T) {
 		e.listen(path, echo(""))
 		e.configure(daemon.Settings{"runtime": {"allowed_sockets": []string{"/run/spire/*.sock"}}})
 		p := e.run("refused")
-		if _, err := p.tryCreate("c", idle, withSockets(client, path, "/s")); err == nil || !strings.Contains(err.Error(), "runtime.allowed_sockets") {
-			e.Errorf("create with a socket that is not allowed: %v", err)
+		if _, err := p.tryStart("c", idle, withSockets(client, path, "/s")); err == nil || !strings.Contains(err.Error(), "runtime.allowed_sockets") {
+			e.Errorf("start with a socket that is not allowed: %v", err)
 		}
 		// The pod's others are not harmed.
 		p.start("d", idle).want("echo fine", "fine")
