@@ -99,6 +99,16 @@ bench: deps build guest ## measure, and print the tables of docs/numbers.md
 	@CGO_ENABLED=0 go build -C test/cri -o $(abspath $(BIN))/bench-pods ./bench
 	@$(BIN)/bench
 	@$(BIN)/bench-pods
+	@$(MAKE) --no-print-directory bench-files
+
+# FLAGS are the program's: -matrix compares the ways to run virtiofsd, for hours but
+# with loads as small as those of decision 022.
+.PHONY: bench-files
+bench-files: deps build guest ## measure files and sockets alone, with FLAGS
+	@test/bench/build-fio.sh $(BIN)/fio
+	@CGO_ENABLED=0 go build -o $(BIN)/bench-files ./test/bench/files
+	@CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/bench-load ./test/bench/load
+	@$(BIN)/bench-files $(FLAGS)
 
 .PHONY: fuzz
 fuzz: ## fuzz every target for FUZZTIME

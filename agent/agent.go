@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/agent/container"
+	"github.com/husk-containers/husk/agent/files"
 	"github.com/husk-containers/husk/agent/forward"
 	"github.com/husk-containers/husk/agent/socket"
 	"github.com/husk-containers/husk/agent/stream"
@@ -96,6 +97,9 @@ type Options struct {
 	// Forwards accepts the host's flows (protocols/forward.Port); nil: there are
 	// none. Serve closes it.
 	Forwards net.Listener
+	// Files accepts the host's operations on files (protocols/files.Port); nil:
+	// there are none. Serve closes it.
+	Files net.Listener
 	// Listeners begins to watch the ports that processes listen on, when the host
 	// asks for reports; nil: it cannot. See agent/listen.
 	Listeners func() (ListenWatcher, error)
@@ -169,7 +173,7 @@ func (a *Agent) Serve(ctx context.Context, control net.Conn) error {
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	var background sync.WaitGroup
-	failed := make(chan error, 4)
+	failed := make(chan error, 5)
 	run := func(f func(context.Context) error) {
 		background.Go(func() {
 			if err := f(inner); err != nil {
@@ -185,6 +189,9 @@ func (a *Agent) Serve(ctx context.Context, control net.Conn) error {
 		run(func(ctx context.Context) error { return forward.Serve(ctx, a.opts.Forwards, a.sockets.Claim) })
 	}
 	run(a.sockets.Serve)
+	if a.opts.Files != nil {
+		run(func(ctx context.Context) error { return files.Serve(ctx, a.opts.Files, agentv1.CopiesDir, a) })
+	}
 	run(a.watchListeners)
 	ln := newOneConn(control)
 	quiet := logrus.New() // what ttrpc logs is that the connection has ended

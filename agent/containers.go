@@ -224,6 +224,24 @@ func (p *process) discard(ctx context.Context) error {
 	return nil
 }
 
+// InitPID implements files.Containers. A process that it tells of has not been
+// reaped: its pid is no other's yet.
+func (a *Agent) InitPID(id string) (int, error) {
+	a.mu.Lock()
+	p, err := a.find(id, "")
+	if err == nil && p.state != running {
+		err = fmt.Errorf("the container is %s: %w", p.state, errdefs.ErrFailedPrecondition)
+	}
+	a.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	if p.Signal(0) != nil {
+		return 0, fmt.Errorf("the container has ended: %w", errdefs.ErrFailedPrecondition)
+	}
+	return p.PID(), nil
+}
+
 // ListProcesses implements agentv1.AgentService.
 func (a service) ListProcesses(ctx context.Context, r *agentv1.ListProcessesRequest) (*agentv1.ListProcessesResponse, error) {
 	p, err := a.lookup(r.GetContainerId(), "")

@@ -29,6 +29,11 @@ import (
 )
 
 func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *api.CreateTaskResponse, err error) {
+	defer func() {
+		if errdefs.IsNotImplemented(err) {
+			err = refusal{err}
+		}
+	}()
 	if r.Checkpoint != "" {
 		return nil, fmt.Errorf("create task %q from checkpoint %q: %w", r.ID, r.Checkpoint, errdefs.ErrNotImplemented)
 	}

@@ -102,3 +102,10 @@ func (e oneLine) Error() string {
 }
 
 func (e oneLine) Unwrap() error { return e.error }
+
+// A refusal is an error of Create that containerd is not to know as NotImplemented:
+// it would take it for a shim of an older API and call again, when the task's streams
+// have been closed and nobody reads them any more.
+type refusal struct{ error }
+
+func (e refusal) Unwrap() error { return errdefs.ErrFailedPrecondition }

@@ -139,7 +139,7 @@ func TestErrors(t *testing.T) {
 		"create from a checkpoint": {func() error {
 			_, err := h.Create(ctx, &api.CreateTaskRequest{ID: "x", Bundle: h.bundle, Checkpoint: "/c"})
 			return err
-		}, errdefs.ErrNotImplemented},
+		}, errdefs.ErrFailedPrecondition},
 		"start again":  {func() error { _, err := h.Start(ctx, &api.StartRequest{ID: "running"}); return err }, errdefs.ErrFailedPrecondition},
 		"unknown task": {func() error { _, err := h.State(ctx, &api.StateRequest{ID: "x"}); return err }, errdefs.ErrNotFound},
 		"unknown exec": {func() error {

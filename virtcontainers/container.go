@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/husk-containers/husk/internal/undo"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/protocols/files"
 	"github.com/husk-containers/husk/virtcontainers/refusal"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
@@ -54,6 +57,7 @@ type Container struct {
 	sandbox    *Sandbox
 	undo       undo.Stack
 	init       *Process
+	dir        string          // its own below the share; as create makes it
 	mounts     []*volume.Mount // as create makes them
 	created    time.Duration   // what its creation took once the guest was ready
 
@@ -182,7 +186,7 @@ func (c *Container) plan() (*spec.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.sandbox.addFiles(sp)
+	c.sandbox.files.AddTo(sp)
 	plan, err := spec.Transform(sp, c.id, c.sandbox.pod)
 	if err != nil {
 		return nil, err
@@ -219,13 +223,18 @@ func (c *Container) note(notes []string) {
 // the mounts need.
 func (c *Container) share(ctx context.Context, rootfs []mount.Mount, plan *spec.Plan) error {
 	s := c.sandbox
-	share, err := storage.New(filepath.Join(s.privateDir(), c.id), c.bundle, s.clone)
+	s.mu.Lock()
+	s.rootfs++
+	c.dir = fmt.Sprintf("%s-%d", c.id, s.rootfs)
+	s.mu.Unlock()
+	plan.RootIn(c.dir)
+	share, err := storage.New(filepath.Join(s.privateDir(), c.dir), c.bundle, s.host.Clone)
 	if err != nil {
 		return err
 	}
 	c.undo.Push("unshare the root file system", hostStep, func(context.Context) error { return share.Close() })
 	if plan.Shm != nil {
-		size, tmpfs, err := volume.Tmpfs(plan.Shm, c.bundle, s.clone)
+		size, tmpfs, err := volume.Tmpfs(plan.Shm, c.bundle, s.host.Clone)
 		if err != nil {
 			return err
 		}
@@ -236,7 +245,10 @@ func (c *Container) share(ctx context.Context, rootfs []mount.Mount, plan *spec.
 	if err := share.Rootfs(rootfs, plan.RootPath); err != nil {
 		return err
 	}
-	user := volume.User{ID: c.id, Bundle: c.bundle, Spec: plan.Spec}
+	c.undo.Push("end the connections to the host's sockets", hostStep, func(ctx context.Context) error {
+		return s.sockets.RemoveContainer(ctx, c.id)
+	})
+	user := volume.User{ID: c.id, Bundle: c.bundle, Spec: plan.Spec, CgroupsPath: plan.CgroupsPath}
 	for _, b := range plan.Binds {
 		if b.Unused {
 			continue
@@ -256,7 +268,7 @@ func (c *Container) share(ctx context.Context, rootfs []mount.Mount, plan *spec.
 // below.
 func (c *Container) readyMounts(ctx context.Context) ([]string, error) {
 	private := c.sandbox.privateDir()
-	rootfs, err := storage.FileSystems(filepath.Join(private, c.id))
+	rootfs, err := storage.FileSystems(filepath.Join(private, c.dir))
 	if err != nil {
 		return nil, err
 	}
@@ -281,6 +293,45 @@ func (c *Container) readyMounts(ctx context.Context) ([]string, error) {
 		below = append(below, dirs...)
 	}
 	return below, nil
+}
+
+// report brings the container's last words to the host.
+func (c *Container) report() {
+	ctx, cancel := c.sandbox.guest.Request(context.Background())
+	defer cancel()
+	for _, m := range c.mounts {
+		if err := m.Report(ctx); err != nil && !c.sandbox.guest.Lost(err) {
+			c.sandbox.log.Warn("a container's last words are lost", "container", c.id, "err", err)
+		}
+	}
+}
+
+// CopyIn extracts a tar archive into the directory at path, as the container's
+// processes see it. The container must run. It stays half done where it fails.
+func (c *Container) CopyIn(ctx context.Context, path string, archive io.Reader) error {
+	err := c.sandbox.onFiles(ctx, func(conn net.Conn) error { return files.Put(ctx, conn, c.id, path, archive) })
+	return refusal.During(err, "copy to %s of container %q", path, c.id)
+}
+
+// CopyOut writes a tar archive of what is at path, as the container's processes see
+// it, the names in it beginning with the last element of path. What it holds is the
+// guest's word. The container must run.
+func (c *Container) CopyOut(ctx context.Context, path string, archive io.Writer) error {
+	err := c.sandbox.onFiles(ctx, func(conn net.Conn) error { return files.Get(ctx, conn, c.id, path, archive) })
+	return refusal.During(err, "copy from %s of container %q", path, c.id)
+}
+
+// onFiles has f use a connection to the guest's port of files.
+func (s *Sandbox) onFiles(ctx context.Context, f func(net.Conn) error) error {
+	if err := s.guest.Await(ctx); err != nil {
+		return err
+	}
+	conn, err := s.guest.Dial(ctx, files.Port)
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing more is said
+	return f(conn)
 }
 
 // ReadSpec reads the OCI spec of a bundle.

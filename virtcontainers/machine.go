@@ -97,4 +97,7 @@ func (s *Sandbox) onEvent(e *agentv1.Event) {
 	if l := e.GetListen(); l != nil {
 		s.uplink.Listen(l)
 	}
+	if e := e.GetSocket(); e != nil {
+		s.sockets.Event(e)
+	}
 }

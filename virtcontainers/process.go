@@ -205,6 +205,9 @@ func (p *Process) awaitExit(ctx context.Context) {
 	if err == nil {
 		close(p.answered)
 		p.opened().Deliver(resp.StdoutBytes, resp.StderrBytes, s.config.Runtime.DrainTimeout.Duration)
+		if p.id == "" {
+			p.container.report()
+		}
 		p.setExited(Exit{Status: resp.ExitStatus, At: between(p.created, time.Unix(0, resp.ExitedAtNs), time.Now())})
 		return
 	}

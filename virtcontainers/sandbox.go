@@ -21,7 +21,9 @@ import (
 	"github.com/husk-containers/husk/internal/statedir"
 	"github.com/husk-containers/husk/internal/undo"
 	"github.com/husk-containers/husk/virtcontainers/guest"
+	"github.com/husk-containers/husk/virtcontainers/podfiles"
 	"github.com/husk-containers/husk/virtcontainers/record"
+	"github.com/husk-containers/husk/virtcontainers/sockets"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
 	"github.com/husk-containers/husk/virtcontainers/uplink"
@@ -49,10 +51,9 @@ type Options struct {
 	Pod        bool
 	Config     *config.Config
 	Hypervisor hypervisor.Hypervisor
-	// Clone returns a detached copy of the mount at a host path, with recursive
-	// also of those below it, as the host has them now. nil means as the process's
-	// own mount namespace has them.
-	Clone func(path string, recursive bool) (*os.File, error)
+	// Host is the host's file systems; nil means as the process's own mount namespace
+	// has them.
+	Host Host
 	// Address is the path of the socket on which the sandbox's shim serves, left for the
 	// operator's tool; empty: there is none.
 	Address string
@@ -63,6 +64,15 @@ type Options struct {
 	Log *slog.Logger
 }
 
+// A Host is the host's file systems, from wherever the process is; hostns.Namespace
+// is one.
+type Host interface {
+	// Clone returns a detached copy of the mount at a path, with recursive also of
+	// those below it, as the host has them now.
+	Clone(path string, recursive bool) (*os.File, error)
+	sockets.Host
+}
+
 // A Sandbox is one VM and the containers in it; guest.State tells its life. Its
 // methods are safe for concurrent use.
 type Sandbox struct {
@@ -70,7 +80,7 @@ type Sandbox struct {
 	dir     string
 	config  *config.Config
 	log     *slog.Logger
-	clone   storage.Clone
+	host    Host
 	record  *record.Record
 	undo    undo.Stack
 	created time.Time
@@ -79,10 +89,11 @@ type Sandbox struct {
 	hostname string
 	sysctls  map[string]string
 	network  spec.Network
-	shmBytes uint64 // of /dev/shm, where containers share it; 0: the agent's default
-	files    string // directory of the files that containers of the pod share; empty: they bring them
+	shmBytes uint64          // of /dev/shm, where containers share it; 0: the agent's default
+	files    *podfiles.Files // nil: the containers bring them
 	uplink   *uplink.Uplink
 	volumes  *volume.Table
+	sockets  *sockets.Table
 
 	guest    *guest.Guest
 	stopOnce sync.Once
@@ -96,12 +107,13 @@ type Sandbox struct {
 
 	mu         sync.Mutex
 	stopping   bool // nothing new is begun
+	rootfs     int  // number of the last root file system that was shared
 	containers map[string]*Container
 }
 
 // NewSandbox writes the clean-me record, begins to boot the VM, and returns at
 // once; CreateContainer waits for the boot and returns its error.
-func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
+func NewSandbox(ctx context.Context, o Options) (_ *Sandbox, err error) {
 	if !validID.MatchString(o.ID) || !validID.MatchString(o.Namespace) {
 		return nil, fmt.Errorf("sandbox id %q in namespace %q: not letters, digits, '_', '.', '-': %w", o.ID, o.Namespace, errdefs.ErrInvalidArgument)
 	}
@@ -111,8 +123,8 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	if o.Clone == nil {
-		o.Clone = storage.CloneHere
+	if o.Host == nil {
+		o.Host = storage.Here{}
 	}
 	if err := o.readSpec(); err != nil {
 		return nil, fmt.Errorf("sandbox %q: %w", o.ID, err)
@@ -120,7 +132,7 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 	dir := statedir.Sandbox(o.Config.Runtime.StateDir, o.Namespace, o.ID)
 	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Sandbox{
-		id: o.ID, dir: dir, config: o.Config, log: o.Log, clone: o.Clone,
+		id: o.ID, dir: dir, config: o.Config, log: o.Log, host: o.Host,
 		pod: o.Pod, hostname: hostname(o.Hostname), sysctls: o.Sysctls, shmBytes: o.shmBytes, network: o.Network, created: time.Now(),
 		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), containers: map[string]*Container{},
 	}
@@ -128,17 +140,23 @@ func NewSandbox(ctx context.Context, o Options) (*Sandbox, error) {
 		return nil, errors.Join(fmt.Errorf("sandbox %q: %w", o.ID, err), s.undo.Run(ctx))
 	}
 	if o.Spec == nil {
-		if err := s.makeFiles(o.ResolvConf); err != nil {
+		if s.files, err = podfiles.Make(filepath.Join(dir, "etc"), s.hostname, o.ResolvConf); err != nil {
 			return nil, errors.Join(fmt.Errorf("sandbox %q: %w", o.ID, err), s.undo.Run(ctx))
 		}
 	}
-	s.guest = guest.Boot(ctx, guest.Options{
+	s.guest = guest.New(ctx, guest.Options{
 		Hypervisor: o.Hypervisor, Prepare: s.machine, OnEvent: s.onEvent,
 		BootTimeout: o.Config.Runtime.BootTimeout.Duration, RequestTimeout: o.Config.Runtime.RequestTimeout.Duration,
 		StopTimeout: o.Config.Runtime.StopTimeout.Duration, Began: o.Began, Log: o.Log,
 	})
+	s.sockets = sockets.New(sockets.Options{
+		Guest: s.guest, Host: s.host, Record: s.record, Allowed: o.Config.Runtime.AllowedSockets, Log: o.Log,
+	})
+	s.volumes = volume.New(volume.Options{
+		Private: s.privateDir(), Stage: s.dir, Clone: s.host.Clone, Guest: s.guest, Sockets: s.sockets, Log: o.Log,
+	})
+	s.guest.Boot()
 	s.undo.Push("end the guest", hostStep, s.guest.Close)
-	s.volumes = volume.New(volume.Options{Private: s.privateDir(), Stage: s.dir, Clone: s.clone, Guest: s.guest, Log: o.Log})
 	s.spawn(func() { s.volumes.Follow(s.watchCtx) })
 	return s, nil
 }
@@ -156,7 +174,7 @@ func (o *Options) readSpec() error {
 		}
 		o.Network, o.Sysctls = plan.Network, plan.Sysctls
 		if plan.Shm != nil {
-			size, tmpfs, err := volume.Tmpfs(plan.Shm, o.Bundle, o.Clone)
+			size, tmpfs, err := volume.Tmpfs(plan.Shm, o.Bundle, o.Host.Clone)
 			if err != nil {
 				return err
 			}
@@ -388,5 +406,5 @@ func (s *Sandbox) dropContainers(ctx context.Context) error {
 	for _, c := range s.Containers() {
 		errs = append(errs, c.undo.Run(ctx))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.volumes.Close())...)
 }

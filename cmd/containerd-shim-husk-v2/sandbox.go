@@ -31,7 +31,7 @@ func loadConfig(d *bootstrap.Daemon) (config.Config, error) {
 func newSandbox(ctx context.Context, d *bootstrap.Daemon, cfg *config.Config, c shim.SandboxConfig, began time.Time) (*virtcontainers.Sandbox, error) {
 	o := virtcontainers.Options{
 		ID: d.ID, Namespace: d.Namespace, Bundle: d.Bundle, Config: cfg,
-		Hypervisor: newHypervisor(cfg.Hypervisor), Began: began, Clone: d.Host.Clone,
+		Hypervisor: newHypervisor(cfg.Hypervisor), Began: began, Host: d.Host,
 		Address: d.Listener.Addr().String(),
 	}
 	if c.Hold {

@@ -21,6 +21,7 @@ import (
 	"github.com/husk-containers/husk/agent/storage"
 	"github.com/husk-containers/husk/internal/version"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/protocols/files"
 	"github.com/husk-containers/husk/protocols/forward"
 	"github.com/husk-containers/husk/protocols/stream"
 )
@@ -104,6 +105,10 @@ func run(started time.Duration) error {
 	if err != nil {
 		return err
 	}
+	operations, err := host.Listen(files.Port)
+	if err != nil {
+		return err
+	}
 	control, err := host.DialControl(ctx)
 	if err != nil {
 		return err
@@ -115,6 +120,7 @@ func run(started time.Duration) error {
 		Platform:  machine{Stack: network.New(), Set: storages},
 		Streams:   streams,
 		Forwards:  forwards,
+		Files:     operations,
 		Listeners: func() (agent.ListenWatcher, error) { return listen.Open(boot.CgroupRoot) },
 	}).Serve(ctx, control)
 }

@@ -99,17 +99,21 @@ func (o Options) copyIn(ctx context.Context, r *remote, from endpoint, destinati
 		return fmt.Errorf("%s in the container is not a directory: %w", place, errdefs.ErrInvalidArgument)
 	case is == missing && !info.IsDir() && asDirectory(destination):
 		return fmt.Errorf("directory %s does not exist in the container: make it first, or leave out the slash for a file of that name: %w", place, errdefs.ErrNotFound)
+	case is == missing:
+		_, above, err := r.stat(ctx, dir)
+		if err == nil && above != isDirectory {
+			err = fmt.Errorf("directory %s does not exist in the container: make it first: %w", dir, errdefs.ErrNotFound)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if asDirectory(from.path) {
 		if source, err = filepath.EvalSymlinks(source); err != nil {
 			return err
 		}
 	}
-	err = r.in(ctx, dir, func(w io.Writer) error { return archive.Write(w, source, name) })
-	if errdefs.IsNotFound(err) {
-		return fmt.Errorf("directory %s must exist in the container: %w", dir, err)
-	}
-	return err
+	return r.in(ctx, dir, func(w io.Writer) error { return archive.Write(w, source, name) })
 }
 
 func (o Options) copyOut(ctx context.Context, r *remote, source string, to endpoint) error {

@@ -168,6 +168,7 @@ func TestNames(t *testing.T) {
 		{"s/f", "t/l", with("d/f=F"), ""},
 		{"s/f", "t/new/", nil, "does not exist"},
 		{"s/f", "t/none/new", nil, "none"},
+		{"s/d", "t/none/new", nil, "none"},
 		{"s/f", "t/x/", nil, "not a directory"},
 		{"s/d", "t", with("d/e/", "d/g=G"), ""},
 		{"s/d", "t/new", with("new/", "new/e/", "new/g=G"), ""},
@@ -325,6 +326,7 @@ func TestErrors(t *testing.T) {
 		{"ended:/a", "b", errdefs.IsFailedPrecondition, `container "ended" has ended`},
 		{"c:/none", dir, errdefs.IsNotFound, "/none"},
 		{"c:/none/.", dir, errdefs.IsNotFound, "/none does not exist in the container"},
+		{"cp.go", "c:/none/f", errdefs.IsNotFound, "directory /none does not exist in the container: make it first"},
 		{dir + "/none", "c:/", func(err error) bool { return errors.Is(err, fs.ErrNotExist) }, "none"},
 	} {
 		t.Run(tt.from+" to "+tt.to, func(t *testing.T) {

@@ -98,24 +98,24 @@ func sparse(h *tar.Header) bool {
 	return false
 }
 
-// errEnough ends a copy of which no more is wanted.
-var errEnough = errors.New("no more is wanted")
-
 // shallow makes of a CopyOut one that copies a directory without what is in it.
 func shallow(copyOut func(context.Context, string, io.Writer) error) func(context.Context, string, io.Writer) error {
 	return func(ctx context.Context, path string, w io.Writer) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		r, pipe := io.Pipe()
-		done := make(chan struct{})
+		done := make(chan error, 1)
 		go func() {
-			defer close(done)
-			pipe.CloseWithError(copyOut(ctx, path, pipe))
+			err := copyOut(ctx, path, pipe)
+			pipe.CloseWithError(err)
+			done <- err
 		}()
 		err := first(r, w)
-		r.CloseWithError(errEnough)
+		r.Close() //nolint:errcheck // it has none
 		cancel()
-		<-done
+		if cause := <-done; errors.Is(err, cause) {
+			return cause // nothing of a tar came
+		}
 		return err
 	}
 }

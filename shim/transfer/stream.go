@@ -19,6 +19,7 @@ import (
 )
 
 const (
+	mediaType = "application/x-tar"
 	// maxStreams bounds the streams that are open at a time, and with the window
 	// what they keep in memory.
 	maxStreams = 64
@@ -127,8 +128,9 @@ func (s *Service) add(id string, st *stream) error {
 	return nil
 }
 
-// claim takes a stream for a transfer, which must finish it.
-func (s *Service) claim(id string) (*stream, error) {
+// claim takes a stream for a transfer, which must finish it, and may write to the client
+// or read.
+func (s *Service) claim(id string, writes bool) (*stream, error) {
 	s.mu.Lock()
 	st := s.streams[id]
 	s.mu.Unlock()
@@ -140,7 +142,7 @@ func (s *Service) claim(id string) (*stream, error) {
 	if st.taken {
 		return nil, fmt.Errorf("stream %q is used by another transfer: %w", id, errdefs.ErrFailedPrecondition)
 	}
-	st.taken = true
+	st.taken, st.writes = true, writes
 	close(st.claimed)
 	return st, nil
 }
@@ -278,17 +280,6 @@ func (st *stream) Read(p []byte) (int, error) {
 		if err := st.wait(); err != nil {
 			return 0, err
 		}
-	}
-}
-
-// toClient has the stream end when the client closes its side.
-func (st *stream) toClient() {
-	st.mu.Lock()
-	st.writes = true
-	eof := st.eof
-	st.mu.Unlock()
-	if eof {
-		st.hangUp()
 	}
 }
 

@@ -23,9 +23,6 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// mediaType is the one kind of stream there is.
-const mediaType = "application/x-tar"
-
 // Files are those of one container. Their errors name what they are about.
 type Files interface {
 	// CopyIn extracts a tar into the directory at path, which must exist.
@@ -120,11 +117,10 @@ func (s *Service) transfer(ctx context.Context, r *api.TransferRequest) error {
 	var read types.ReadStream
 	var write types.WriteStream
 	var path types.ContainerPath
-	var in bool
 	var err error
+	in := r.Destination.MessageIs(&path)
 	switch {
-	case r.Source.MessageIs(&read) && r.Destination.MessageIs(&path):
-		in = true
+	case in && r.Source.MessageIs(&read):
 		err = errors.Join(decode(r.Source, &read), decode(r.Destination, &path))
 	case r.Source.MessageIs(&path) && r.Destination.MessageIs(&write):
 		err = errors.Join(decode(r.Source, &path), decode(r.Destination, &write))
@@ -136,7 +132,7 @@ func (s *Service) transfer(ctx context.Context, r *api.TransferRequest) error {
 		return err
 	}
 	// One of the two is empty.
-	st, err := s.claim(read.Stream + write.Stream)
+	st, err := s.claim(read.Stream+write.Stream, !in)
 	if err != nil {
 		return err
 	}
@@ -145,7 +141,7 @@ func (s *Service) transfer(ctx context.Context, r *api.TransferRequest) error {
 	}
 	var progress *stream // nil: the client does not want to hear of it
 	if id := r.Options.GetProgressStream(); err == nil && id != "" {
-		progress, err = s.claim(id)
+		progress, err = s.claim(id, true)
 	}
 	if err == nil {
 		err = s.run(ctx, st, func(ctx context.Context) error {
@@ -202,7 +198,6 @@ func (s *Service) copyOut(ctx context.Context, p *types.ContainerPath, st *strea
 	if err != nil {
 		return err
 	}
-	st.toClient()
 	copyOut := files.CopyOut
 	if p.NoWalk {
 		copyOut = shallow(copyOut)

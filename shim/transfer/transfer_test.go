@@ -352,6 +352,15 @@ func TestErrorsOfTheGuestReachTheClient(t *testing.T) {
 	if string(got) != "partly" {
 		t.Errorf("received %q", got)
 	}
+
+	shallow := cstreaming.ReadByteStream(within(t), open(t, c, "shallow"))
+	go func() {
+		done <- transfer(within(t), c, &types.ContainerPath{ContainerID: "one", Path: "/none", NoWalk: true}, &types.WriteStream{Stream: "shallow"})
+	}()
+	io.Copy(io.Discard, shallow) //nolint:errcheck // the transfer tells
+	if err := <-done; !errdefs.IsPermissionDenied(err) || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("a shallow copy ended with %v", err)
+	}
 }
 
 // A tar that is cut short does not pass for whole: neither between two entries.

@@ -35,10 +35,12 @@ type env struct {
 	*testing.T
 	d       *daemon.Daemon
 	handler string
-	cri     runtime.RuntimeServiceClient
-	images  runtime.ImageServiceClient
-	logs    string   // the directory that pods' logs are in
-	ids     []string // of all pods that were made
+	// generation of containerd, as -containerd names it.
+	generation string
+	cri        runtime.RuntimeServiceClient
+	images     runtime.ImageServiceClient
+	logs       string   // the directory that pods' logs are in
+	ids        []string // of all pods that were made
 }
 
 func newEnv(t *testing.T, root string, g daemon.Generation, handler string, s setup) *env {
@@ -57,7 +59,7 @@ func newEnv(t *testing.T, root string, g daemon.Generation, handler string, s se
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &env{T: t, d: d, handler: handler, logs: filepath.Join(d.Dir, "logs")}
+	e := &env{T: t, d: d, handler: handler, generation: g.Name, logs: filepath.Join(d.Dir, "logs")}
 	var conn *grpc.ClientConn
 	t.Cleanup(func() {
 		e.close()

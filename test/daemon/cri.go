@@ -175,7 +175,7 @@ const cri1 = `
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.husk]
   runtime_type = "io.containerd.husk.v2"
   pod_annotations = ["io.husk.*"]
-  container_annotations = ["io.husk.*"]
+  container_annotations = ["io.husk.*", "io.kubernetes.container.terminationMessagePath"]
   privileged_without_host_devices = true
 `
 
@@ -208,13 +208,15 @@ const cri2 = `
   runtime_type = "io.containerd.husk.v2"
   sandboxer = "podsandbox"
   pod_annotations = ["io.husk.*"]
-  container_annotations = ["io.husk.*"]
+  container_annotations = ["io.husk.*", "io.kubernetes.container.terminationMessagePath"]
   privileged_without_host_devices = true
+  privileged_without_host_devices_all_devices_allowed = true
 
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.husk-shim]
   runtime_type = "io.containerd.husk.v2"
   sandboxer = "shim"
   pod_annotations = ["io.husk.*"]
-  container_annotations = ["io.husk.*"]
+  container_annotations = ["io.husk.*", "io.kubernetes.container.terminationMessagePath"]
   privileged_without_host_devices = true
+  privileged_without_host_devices_all_devices_allowed = true
 `

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -88,13 +89,13 @@ func TestCopyInAndOut(t *testing.T) {
 			os.Link(tree+"/large", tree+"/again"),
 			os.Chown(tree+"/deep/small", 1234, 4321),
 			os.Chtimes(tree+"/deep/small", time.Time{}, time.Unix(1_000_000_000, 0)),
-			os.Chmod(tree+"/deep", 0o2755),
+			os.Chmod(tree+"/deep", 0o755|fs.ModeSetgid),
 		)
 		sum := fmt.Sprintf("%x", sha256.Sum256(large))
 		for n, at := range []string{"/srv", "/mnt/tmpfs", "/mnt/bind"} {
 			e.exec(id, fmt.Sprint("mkdir", n), "mkdir", "-p", at)
 			e.copies(tree, id+":"+at)
-			e.says(id, fmt.Sprint("look", n), "cd "+at+"/tree && sha256sum < large && stat -c '%a %u:%g %Y' deep/small deep && readlink deep/link dangling && test large -ef again && echo linked",
+			e.says(id, fmt.Sprint("look", n), "cd "+at+"/tree && sha256sum < large && stat -c '%a %u:%g %Y' deep/small deep && readlink deep/link && readlink dangling && test large -ef again && echo linked",
 				fmt.Sprintf("%s  -\n600 1234:4321 1000000000\n2755 0:0 %d\n../large\n/nowhere\nlinked\n", sum, mtime(e, tree+"/deep")))
 			out := filepath.Join(dir, fmt.Sprint("out", n))
 			e.copies(id+":"+at+"/tree", out)
@@ -147,8 +148,9 @@ func TestCopyErrors(t *testing.T) {
 		e.says(id, "await", "until [ -s /file ]; do sleep 0.1; done; echo up", "up\n")
 		for _, tt := range []struct{ from, to, text string }{
 			{id + ":/none", ".", "/none"},
-			{file, id + ":/none/f", "directory /none must exist in the container"},
+			{file, id + ":/none/f", "directory /none does not exist in the container"},
 			{file, id + ":/file/", "not a directory"},
+			{file, id + ":/file/f", "not a directory"},
 			{filepath.Dir(file), id + ":/file", "not a directory"},
 			{file, e.d.ID("other") + ":/", "no container"},
 			{file, file, "CONTAINER:PATH"},
@@ -163,8 +165,7 @@ func TestCopyErrors(t *testing.T) {
 		if _, err := os.Stat("/etc/copied"); err == nil {
 			e.Error("the copy reached the host's /etc")
 		}
-		e.must("task", "kill", "--signal", "SIGKILL", id)
-		e.must("task", "delete", id) // waits for its end
+		e.must("task", "delete", "--force", id)
 		if r := e.cp(nil, file, id+":/"); r.code != 1 || !strings.Contains(r.stderr, "no container") {
 			e.Errorf("to a container that has ended: %v", r)
 		}

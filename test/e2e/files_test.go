@@ -135,31 +135,59 @@ func bind(src, dst, options string) []string {
 
 // A probed is what fsprobe did under one runtime.
 type probed struct {
-	result
-	host string // the directory of the host that it wrote to
+	tried string
+	host  string // the directory of the host that it wrote to
 	// seen is what it printed of the host's own files.
 	seen string
 }
 
+// runningUnder starts a container that does nothing, with more arguments of ctr run.
+func (e *env) runningUnder(runtime, name string, args ...string) (id string) {
+	e.Helper()
+	id = e.d.ID(name)
+	args = append([]string{"run", "--runtime", runtime, "--fifo-dir", e.d.FIFODir(), "-d", "--null-io"}, args...)
+	if !slices.Contains(args, "--config") {
+		args = append(args, images.Busybox, id, "sleep", "100000")
+	} else {
+		args = append(args, id)
+	}
+	e.must(args...)
+	return id
+}
+
+// fsprobe runs the program in a container: once for each of the directories, so that
+// the limit of a command is that of one.
+func (e *env) fsprobe(id string, dirs ...string) (output string) {
+	e.Helper()
+	for _, dir := range dirs {
+		r := e.exec(id, filepath.Base(dir), "/probe/fsprobe", dir)
+		if r.code != 0 || r.stderr != "" {
+			e.Errorf("fsprobe %s in %s: %v", dir, id, r)
+		}
+		output += r.stdout
+	}
+	return output
+}
+
 // probeAsRoot runs fsprobe on a bind of the host, the rootfs and a tmpfs.
-func (e *env) probeAsRoot(runtime, probe, files string) probed {
+func (e *env) probeAsRoot(runtime, name, probe, files string) probed {
 	e.Helper()
 	host := e.TempDir()
-	args := []string{"run", "--runtime", runtime, "--fifo-dir", e.d.FIFODir(), "--rm", "--cap-add", "CAP_SYS_ADMIN"}
+	args := []string{"--cap-add", "CAP_SYS_ADMIN", "--mount", "type=tmpfs,src=tmpfs,dst=/mnt/tmpfs,options=rw"}
 	args = append(args, bind(probe, "/probe", "ro")...)
 	args = append(args, bind(files, "/mnt/files", "ro")...)
 	args = append(args, bind(host, "/mnt/bind", "rw")...)
-	args = append(args, "--mount", "type=tmpfs,src=tmpfs,dst=/mnt/tmpfs,options=rw")
-	r := e.ctr(append(args, images.Busybox, e.d.ID("root"), "sh", "-c",
-		"mkdir /rootfs && /probe/fsprobe show -times /mnt/files && echo === && exec /probe/fsprobe /mnt/bind /rootfs /mnt/tmpfs")...)
-	p := probed{result: r, host: host}
-	p.seen, p.stdout, _ = strings.Cut(r.stdout, "===\n")
-	return p
+	id := e.runningUnder(runtime, name, args...)
+	if r := e.exec(id, "mkdir", "mkdir", "/rootfs"); r.code != 0 {
+		e.Fatalf("mkdir: %v", r)
+	}
+	seen := e.exec(id, "show", "/probe/fsprobe", "show", "-times", "/mnt/files")
+	return probed{e.fsprobe(id, "/mnt/bind", "/rootfs", "/mnt/tmpfs"), host, seen.stdout + seen.stderr}
 }
 
 // probeAsUser runs fsprobe as a user that may write to a volume by an fsGroup, as
 // the kubelet prepares it, and on a tmpfs.
-func (e *env) probeAsUser(runtime, probe string) probed {
+func (e *env) probeAsUser(runtime, name, probe string) probed {
 	e.Helper()
 	const user, group, fsGroup = 1000, 1000, 2000
 	host := e.TempDir()
@@ -169,16 +197,16 @@ func (e *env) probeAsUser(runtime, probe string) probed {
 	if err := os.Chmod(host, 0o775|os.ModeSetgid); err != nil {
 		e.Fatal(err)
 	}
-	path := e.spec(func(s *specs.Spec) {
-		s.Process.Args = []string{"/probe/fsprobe", "/mnt/volume", "/mnt/own"}
+	config := e.spec(func(s *specs.Spec) {
+		s.Process.Args = []string{"sleep", "100000"}
 		s.Process.User = specs.User{UID: user, GID: group, AdditionalGids: []uint32{fsGroup}}
 		s.Mounts = append(s.Mounts,
 			specs.Mount{Type: "bind", Source: probe, Destination: "/probe", Options: []string{"rbind", "ro"}},
 			specs.Mount{Type: "bind", Source: host, Destination: "/mnt/volume", Options: []string{"rbind"}},
 			specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/mnt/own", Options: []string{"mode=1777"}})
 	})
-	r := e.ctr("run", "--runtime", runtime, "--fifo-dir", e.d.FIFODir(), "--rm", "--config", path, e.d.ID("user"))
-	return probed{result: r, host: host}
+	id := e.runningUnder(runtime, name, "--config", config)
+	return probed{tried: e.fsprobe(id, "/mnt/volume", "/mnt/own"), host: host}
 }
 
 // TestFiles has one program try the same in containers of Husk and of the
@@ -188,20 +216,15 @@ func TestFiles(t *testing.T) {
 		probe, files := e.program("fsprobe"), e.TempDir()
 		e.populate(files)
 		want := e.onHost(filepath.Join(probe, "fsprobe"), "show", "-times", files)
-		root, user := e.probeAsRoot(baseline, probe, files), e.probeAsUser(baseline, probe)
-		huskRoot, huskUser := e.probeAsRoot(*runtimeFlag, probe, files), e.probeAsUser(*runtimeFlag, probe)
-		for _, p := range []probed{root, user, huskRoot, huskUser} {
-			if p.code != 0 || p.stderr != "" {
-				e.Errorf("fsprobe: %v", p.result)
-			}
-		}
+		root, user := e.probeAsRoot(baseline, "root", probe, files), e.probeAsUser(baseline, "user", probe)
+		huskRoot, huskUser := e.probeAsRoot(*runtimeFlag, "tested-root", probe, files), e.probeAsUser(*runtimeFlag, "tested-user", probe)
 		for _, p := range []probed{root, huskRoot} {
 			if got, at := lines(p.seen), lines(want); !slices.Equal(got, at) {
 				e.Errorf("files of the host, as seen in the container:\n%s\nand on the host:\n%s", p.seen, want)
 			}
 		}
-		e.compareEach(root.stdout, huskRoot.stdout)
-		e.compareEach(user.stdout, huskUser.stdout)
+		e.compareEach(root.tried, huskRoot.tried)
+		e.compareEach(user.tried, huskUser.tried)
 		e.compareHost("bind", probe, root.host, huskRoot.host)
 		e.compareHost("volume", probe, user.host, huskUser.host)
 	})

@@ -23,6 +23,7 @@ var (
 	containerdFlag = flag.String("containerd", "", "comma-separated `generations` of containerd to test with: 1.6, 2.4")
 	runtimeFlag    = flag.String("runtime", "io.containerd.husk.v2", "containerd `runtime` under test; runc's checks the tests themselves")
 	rootFlag       = flag.String("root", "", "the repository's root `directory`; found from the working directory if empty")
+	longFlag       = flag.Bool("long", false, "do what takes many minutes, too")
 	scratchFlag    = flag.String("scratch", "", "short `directory` on a file system that carries an overlay; /tmp if empty")
 )
 

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -41,34 +42,37 @@ func TestBuildAndRunInAContainer(t *testing.T) {
 		if err != nil {
 			e.Fatal(err)
 		}
-		const script = `
-set -e
-# A cgroup that has processes cannot have its controllers delegated.
-mkdir /sys/fs/cgroup/init && echo 0 > /sys/fs/cgroup/init/cgroup.procs
-mkdir /var/tmp /tmp/context && cd /tmp/context
-echo 'from the context' > file
-cat > Containerfile <<'END'
-FROM oci-archive:/base.tar
-COPY file /file
-RUN sed 's/$/, changed by a step/' /file > /changed && rm /file
-CMD ["cat", "/changed"]
-END
-alias b='buildah --log-level error'
-b build --isolation oci --runtime /bin/crun --network host -t built . > /tmp/log 2>&1 || { cat /tmp/log; exit 1; }
-c=$(b from --pull-never built)
-b run --isolation oci --runtime /bin/crun --network host $c sh -c 'cat /changed; ls / | grep -c file; echo pid $$; while read what where type rest; do [ $where != / ] || echo $type; done < /proc/mounts'
-b inspect --type image --format '{{.OCIv1.Config.Cmd}} {{len .OCIv1.RootFS.DiffIDs}}' built
-`
-		r := e.runSpec(script, func(s *specs.Spec) {
+		id := e.d.ID("builder")
+		path := e.spec(func(s *specs.Spec) {
 			if err := images.Unpack(s.Root.Path, builder); err != nil {
 				e.Fatal(err)
 			}
 			privileged(s)
+			s.Process.Args = []string{"sleep", "10000"}
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/var/lib/containers", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=512m"}})
 		})
-		want := "from the context, changed by a step\n0\npid 1\noverlay\n[cat /changed] 2"
-		if r.stdout != want || r.code != 0 {
-			e.Errorf("%v, want %q", r, want)
+		e.must(e.runArgs("-d", "--null-io", "--config", path, id)...)
+		const oci = " --isolation oci --runtime /bin/crun --network host "
+		for i, step := range []struct{ script, want string }{
+			{`mkdir /var/tmp /tmp/context && cd /tmp/context && echo 'from the context' > file && cat > Containerfile <<'END'
+FROM oci-archive:/base.tar
+COPY file /file
+RUN sed 's/$/, changed by a step/' /file > /changed && rm /file
+CMD ["cat", "/changed"]
+END`, ""},
+			{"buildah build" + oci + "-t built /tmp/context > /tmp/log 2>&1 || cat /tmp/log", ""},
+			{"buildah inspect --type image --format '{{.OCIv1.Config.Cmd}} {{len .OCIv1.RootFS.DiffIDs}}' built", "[cat /changed] 2"},
+			{"buildah from --name c --pull-never built", "c\n"},
+			{
+				"buildah run" + oci + "c sh -c 'cat /changed; ls / | grep -c file; echo pid $$; " +
+					"while read what where type rest; do [ $where != / ] || echo $type; done < /proc/mounts'",
+				"from the context, changed by a step\n0\npid 1\noverlay\n",
+			},
+		} {
+			if r := e.exec(id, fmt.Sprint("step", i), "sh", "-c", step.script); r.stdout != step.want || r.code != 0 {
+				e.Fatalf("%s: %v, want %q", step.script, r, step.want)
+			}
 		}
+		e.must("task", "kill", "--signal", "SIGKILL", id)
 	})
 }

@@ -35,6 +35,8 @@ func (p *pod) memberArgs(name, programs, host string, command ...string) []strin
 func TestTortureOfTenWriters(t *testing.T) {
 	onNewestWithSandboxes(t, func(p *pod) {
 		programs, host := p.program("torture"), p.TempDir()
+		// Not made by the writers: see docs/limits.md of a file that two make at once.
+		p.writeFile(filepath.Join(host, "log"), nil)
 		p.run("")
 		daemon := p.process("virtiofsd")
 		var racing []*command
@@ -58,21 +60,26 @@ func TestTortureOfTenWriters(t *testing.T) {
 	})
 }
 
-// TestManySmallFiles has more files in a guest than virtiofsd can serve at once
-// where the limit of open files is low.
+// TestManySmallFiles makes, looks at and removes thousands of files, with -long a
+// hundred thousand. virtiofsd holds a descriptor for each that the guest knows, so at
+// no time are there more than the host's limit, which may be low, allows: that those of
+// files that are gone are closed is part of what is tested.
 func TestManySmallFiles(t *testing.T) {
 	onNewest(t, func(e *env) {
-		const files = 10_000
-		programs, host := e.program("torture"), e.TempDir()
-		args := append([]string{"--rm"}, bind(programs, "/test", "ro")...)
-		args = append(args, bind(host, "/mnt/host", "rw")...)
-		r := e.ctr(e.runArgs(append(args, images.Busybox, e.d.ID("many"), "/test/torture", "many", fmt.Sprint(files), "/mnt/host")...)...)
-		if want := fmt.Sprintf("%d files\n", files); r.stdout != want {
-			e.Errorf("%v, want %q", r, want)
+		files, rounds := 2000, 1
+		if *longFlag {
+			files, rounds = 10_000, 10
 		}
-		dirs, err := os.ReadDir(host)
-		if len(dirs) != files/1000 {
-			e.Errorf("%d directories on the host: %v", len(dirs), err)
+		programs, host := e.program("torture"), e.TempDir()
+		id := e.detached("many", "sleep 10000", append(bind(programs, "/test", "ro"), bind(host, "/mnt/host", "rw")...)...)
+		for i := range rounds {
+			r := e.exec(id, fmt.Sprint("round", i), "/test/torture", "many", fmt.Sprint(files), "/mnt/host/files")
+			if want := fmt.Sprintf("%d files\n", files); r.stdout != want || r.code != 0 {
+				e.Fatalf("round %d: %v, want %q", i, r, want)
+			}
+		}
+		if left, err := os.ReadDir(host); err != nil || len(left) > 0 {
+			e.Errorf("left on the host: %v, %v", left, err)
 		}
 	})
 }

@@ -30,7 +30,7 @@ import (
 // The names in a directory under torture, beside each writer's own directory.
 const (
 	slots    = "slots" // directory of names that all writers fight for
-	logFile  = "log"   // to which all append
+	logFile  = "log"   // to which all append, and which is there before
 	counter  = "counter-"
 	manifest = "manifest-" // what a writer says it has left
 )
@@ -59,7 +59,7 @@ func main() {
 //
 //	torture race [-group word] [-writers n] [-operations n] directory
 //
-// Those of one group count under a lock. Each checks what it reads on the way, and
+// The directory has an empty file "log". Those of one group count under a lock. Each checks what it reads on the way, and
 // says at the end what it leaves; `torture verify directory` holds it to that, also
 // on another machine.
 func race(args []string) error {
@@ -69,10 +69,8 @@ func race(args []string) error {
 	operations := flags.String("operations", "200", "how many each does")
 	flags.Parse(args) //nolint:errcheck // exits
 	dir := flags.Arg(0)
-	for _, name := range []string{slots} {
-		if err := os.Mkdir(filepath.Join(dir, name), 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
+	if err := os.MkdirAll(filepath.Join(dir, slots), 0o777); err != nil {
+		return err
 	}
 	var all []*exec.Cmd
 	for i := range *writers {
@@ -363,7 +361,7 @@ func (w *writer) count() error {
 }
 
 func (w *writer) log() error {
-	f, err := os.OpenFile(filepath.Join(w.root, logFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	f, err := os.OpenFile(filepath.Join(w.root, logFile), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		return err
 	}
@@ -372,8 +370,8 @@ func (w *writer) log() error {
 	return errors.Join(err, f.Close())
 }
 
-// many makes small files, a thousand to a directory, looks at each again, and
-// prints how many there are:
+// many makes small files, a thousand to a directory, looks at each again, prints how
+// many there are, and removes them:
 //
 //	torture many n directory
 func many(args []string) error {
@@ -381,21 +379,20 @@ func many(args []string) error {
 	if err != nil {
 		return err
 	}
-	path := func(i int) string {
-		return filepath.Join(args[1], fmt.Sprintf("%03d", i/1000), fmt.Sprintf("file-%06d", i))
-	}
+	dir := args[1]
 	for i := range n {
+		path := filepath.Join(dir, fmt.Sprintf("%03d", i/1000), fmt.Sprintf("file-%06d", i))
 		if i%1000 == 0 {
-			if err := os.Mkdir(filepath.Dir(path(i)), 0o755); err != nil {
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 				return err
 			}
 		}
-		if err := os.WriteFile(path(i), []byte(strconv.Itoa(i)), 0o644); err != nil {
+		if err := os.WriteFile(path, []byte(strconv.Itoa(i)), 0o644); err != nil {
 			return err
 		}
 	}
 	found := 0
-	err = filepath.WalkDir(args[1], func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -407,5 +404,5 @@ func many(args []string) error {
 		return err
 	})
 	fmt.Printf("%d files\n", found)
-	return err
+	return errors.Join(err, os.RemoveAll(dir))
 }

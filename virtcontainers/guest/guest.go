@@ -41,6 +41,7 @@ type Guest struct {
 	opts Options
 	log  *slog.Logger
 
+	booting    context.Context //nolint:containedctx // the lifetime of the boot
 	cancelBoot context.CancelCauseFunc
 	booted     chan struct{}   // closed when the boot has ended, either way
 	dead       chan struct{}   // closed when the VM is gone
@@ -59,18 +60,19 @@ type Guest struct {
 	closeControl func() error // nil before there is a control connection
 }
 
-// Boot begins to boot a guest and returns at once; Await tells the outcome. Close
-// is called in either case.
-func Boot(ctx context.Context, o Options) *Guest {
+// New returns a guest that is yet to be booted, so that what depends on it can be made
+// before it has anything to tell. Boot and Close are called.
+func New(ctx context.Context, o Options) *Guest {
 	bootCtx, cancelBoot := context.WithCancelCause(context.WithoutCancel(ctx))
 	closing, endWatch := context.WithCancel(context.WithoutCancel(ctx))
-	g := &Guest{
-		opts: o, log: o.Log, cancelBoot: cancelBoot, closing: closing, endWatch: endWatch,
+	return &Guest{
+		opts: o, log: o.Log, booting: bootCtx, cancelBoot: cancelBoot, closing: closing, endWatch: endWatch,
 		booted: make(chan struct{}), dead: make(chan struct{}), lostAgent: make(chan struct{}), state: Booting,
 	}
-	g.work.Go(func() { g.boot(bootCtx) })
-	return g
 }
+
+// Boot begins to boot the guest, once, and returns at once; Await tells the outcome.
+func (g *Guest) Boot() { g.work.Go(func() { g.boot(g.booting) }) }
 
 // State returns where the guest is in its life.
 func (g *Guest) State() State {

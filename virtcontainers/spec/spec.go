@@ -21,8 +21,11 @@ import (
 // it each container has a directory with its rootfs, and each volume is a directory
 // or file, whichever containers mount it:
 //
-//	/run/husk/share/<container>/rootfs
+//	/run/husk/share/<container>-<n>/rootfs
 //	/run/husk/share/.volumes/<n>
+//
+// No name is used twice: the guest's kernel may know for a second, or longer, what was
+// there before.
 const GuestShare = "/run/husk/share"
 
 // cgroupRoot holds the containers' cgroups in the guest.
@@ -47,6 +50,8 @@ type Plan struct {
 	Sysctls map[string]string
 	// Network is which network the spec asks for.
 	Network Network
+	// CgroupsPath is the host's linux.cgroupsPath, as it was.
+	CgroupsPath string
 	// OwnPID: the container gets a PID namespace of its own.
 	OwnPID bool
 	// Shm is the bind mount at /dev/shm, nil where there is none. Which file system it
@@ -94,14 +99,18 @@ func check(sp *specs.Spec, pod bool) error {
 	return refuse(sp, pod)
 }
 
+// RootIn says in which directory of the share the root file system is.
+func (p *Plan) RootIn(dir string) { p.Spec.Root.Path = path.Join(GuestShare, dir, "rootfs") }
+
 // Transform returns what becomes of sp, which it leaves as it is, for the
-// container of that id, in a pod or alone. Its error is InvalidArgument or
+// container of that id, in a pod or alone, once RootIn and each bind's At have been
+// called. Its error is InvalidArgument or
 // NotImplemented and names every field that the guest cannot honour.
 func Transform(sp *specs.Spec, id string, pod bool) (*Plan, error) {
 	if err := check(sp, pod); err != nil {
 		return nil, err
 	}
-	p := &Plan{RootPath: sp.Root.Path}
+	p := &Plan{RootPath: sp.Root.Path, CgroupsPath: sp.Linux.CgroupsPath}
 	out := *sp
 	root, linux := *sp.Root, *sp.Linux
 	out.Root, out.Linux = &root, &linux
@@ -116,7 +125,6 @@ func Transform(sp *specs.Spec, id string, pod bool) (*Plan, error) {
 	out.Process = process
 	out.Version = guestVersion
 	p.note(sp)
-	root.Path = path.Join(GuestShare, id, "rootfs")
 	linux.CgroupsPath = path.Join(cgroupRoot, id)
 	linux.MountLabel = ""
 	var private func(specs.LinuxNamespaceType) bool

@@ -45,8 +45,23 @@ func Expose(private, share string) error {
 // of those below it, as an O_PATH file for move_mount.
 type Clone func(path string, recursive bool) (*os.File, error)
 
-// CloneHere is the Clone of the process's own mount namespace.
-func CloneHere(path string, recursive bool) (*os.File, error) {
+// Here is the host as the process's own mount namespace has it.
+type Here struct{}
+
+// Resolve returns the path without a symbolic link.
+func (Here) Resolve(path string) (string, error) { return filepath.EvalSymlinks(path) }
+
+// Open returns an O_PATH file of what is at a path, which is no symbolic link.
+func (Here) Open(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Clone is a Clone.
+func (Here) Clone(path string, recursive bool) (*os.File, error) {
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 	if recursive {
 		flags |= unix.AT_RECURSIVE

@@ -61,7 +61,7 @@ func (h host) tmpfs(dir string) {
 
 func (h host) newShare() *Share {
 	h.Helper()
-	s, err := New(filepath.Join(h.private, "c"), "/bundle", CloneHere)
+	s, err := New(filepath.Join(h.private, "c"), "/bundle", Here{}.Clone)
 	h.must(err)
 	return s
 }
@@ -114,7 +114,7 @@ func TestAttachedTrees(t *testing.T) {
 		{Recursive: true, AllReadOnly: true},
 		{Recursive: true, Follows: true},
 	} {
-		tree, err := CloneHere(src, a.Recursive)
+		tree, err := Here{}.Clone(src, a.Recursive)
 		h.must(err)
 		target := filepath.Join(h.private, fmt.Sprint(i))
 		h.must(os.Mkdir(target, 0o700))

@@ -45,11 +45,11 @@ func (t *Table) holdNew(ctx context.Context) {
 			continue
 		}
 		err = t.opts.Guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
-			_, err := a.HoldFileSystems(ctx, &agentv1.HoldFileSystemsRequest{ContainerId: m.container, FileSystems: fresh})
+			_, err := a.HoldFileSystems(ctx, &agentv1.HoldFileSystemsRequest{ContainerId: m.user.ID, FileSystems: fresh})
 			return err
 		})
 		if err != nil && !t.opts.Guest.Lost(err) {
-			t.opts.Log.Warn("a file system that the host mounted later is not held in the guest", "container", m.container, "field", m.bind.Field, "err", err)
+			t.opts.Log.Warn("a file system that the host mounted later is not held in the guest", "container", m.user.ID, "field", m.bind.Field, "err", err)
 		}
 	}
 }

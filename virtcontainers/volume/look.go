@@ -8,13 +8,13 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/copies"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
 )
@@ -105,7 +105,7 @@ func (s *source) lookBelow(b *spec.Bind, stage string, clone storage.Clone) erro
 		return nil
 	}
 	var err error
-	s.atomic, err = atomicWriter(s.path())
+	s.atomic, err = copies.AtomicWriter(s.File)
 	return err
 }
 
@@ -210,18 +210,6 @@ func (s *source) permissions() uint32 {
 		}
 	}
 	return mode
-}
-
-// atomicWriter tells whether a directory has the layout that the kubelet's atomic
-// writer leaves: ..data is a symbolic link to a directory beside it whose name
-// begins with two dots, too
-// (https://github.com/kubernetes/kubernetes/blob/master/pkg/volume/util/atomic_writer.go).
-func atomicWriter(dir string) (bool, error) {
-	target, err := os.Readlink(filepath.Join(dir, "..data"))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) {
-		return false, nil
-	}
-	return err == nil && strings.HasPrefix(target, "..") && target != ".." && !strings.Contains(target, "/"), err
 }
 
 // Tmpfs tells whether what a bind is of lies on a tmpfs, and how many bytes that may

@@ -15,10 +15,10 @@ import (
 	"strconv"
 	"sync"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/copies"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
 )
@@ -42,7 +42,9 @@ type Options struct {
 	// Clone takes the host's mounts.
 	Clone storage.Clone
 	Guest guest
-	Log   *slog.Logger
+	// Sockets carries connections to sockets of the host.
+	Sockets hostSockets
+	Log     *slog.Logger
 }
 
 // A Table holds the volumes of a sandbox. Containers that mount the same source
@@ -58,6 +60,7 @@ type Table struct {
 	last      int // number of a volume; none is used twice
 	volumes   map[key]*volume
 	followers []*Mount
+	watch     *copies.Watcher // nil before the first copy
 }
 
 // A key says which mounts share a volume.
@@ -66,7 +69,7 @@ type key struct {
 	dev, ino                       uint64 // ino is 0 where the file system is the volume
 	recursive, follows             bool
 	readOnly, allReadOnly, private bool
-	n                              int // of a private one
+	n                              int // number of a private one
 }
 
 // New returns an empty table.
@@ -80,14 +83,16 @@ type User struct {
 	// Bundle is where relative sources begin.
 	Bundle string
 	Spec   *specs.Spec
+	// CgroupsPath is the container's on the host.
+	CgroupsPath string
 }
 
 // A Mount is a container's use of a volume, until its Release.
 type Mount struct {
-	table     *Table
-	container string
-	bind      *spec.Bind
-	volume    *volume
+	table  *Table
+	user   User
+	bind   *spec.Bind
+	volume *volume
 	// within is the directory of the volume that is mounted; empty: all of it.
 	within string
 	// directories to be there, of Memory.
@@ -120,8 +125,8 @@ func (t *Table) Add(ctx context.Context, u User, b *spec.Bind) (_ *Mount, err er
 	if kind == HugePages && src.size == 0 {
 		src.size = hugePageLimit(u.Spec, src.block)
 	}
-	m := &Mount{table: t, container: u.ID, bind: b}
-	m.volume = t.take(kind, b, src)
+	m := &Mount{table: t, user: u, bind: b}
+	m.volume = t.take(keyOf(kind, b, src), src)
 	switch kind {
 	case Memory:
 		m.within, m.directories = src.root, src.tree()
@@ -177,8 +182,8 @@ func (t *Table) kindOf(b *spec.Bind, src *source) (Kind, error) {
 	return kindOf(b, src.facts)
 }
 
-// take returns the volume of a source, which it takes over where the volume is new.
-func (t *Table) take(kind Kind, b *spec.Bind, src *source) *volume {
+// keyOf is the key of the volume that a source is, or becomes.
+func keyOf(kind Kind, b *spec.Bind, src *source) key {
 	k := key{kind: kind}
 	switch kind {
 	case Memory, HugePages, Devices:
@@ -191,6 +196,23 @@ func (t *Table) take(kind Kind, b *spec.Bind, src *source) *volume {
 	case Device, Socket:
 		k.private = true
 	}
+	return k
+}
+
+// take returns the volume of a key, which takes over the source where it is new.
+func (t *Table) take(k key, src *source) *volume {
+	if v := t.join(k); v != nil {
+		return v
+	}
+	v := &volume{table: t, key: k, source: src}
+	if k.kind == Shared && src.mode.IsDir() {
+		v.sockets = t.watchSockets(v)
+	}
+	return t.add(v)
+}
+
+// join returns the volume of a key, if there is one, with one user more.
+func (t *Table) join(k key) *volume {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	// One that is writable will do: the guest has been given that, and its own kernel
@@ -201,12 +223,27 @@ func (t *Table) take(kind Kind, b *spec.Bind, src *source) *volume {
 			return v
 		}
 	}
-	t.last++
-	if k.private {
-		k.n = t.last
+	return nil
+}
+
+// add makes a volume known, with its first user, unless another was quicker, which
+// then it returns.
+func (t *Table) add(v *volume) *volume {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if other := t.volumes[v.key]; other != nil && !v.key.private {
+		if v.sockets != nil {
+			v.sockets.stop() //nolint:errcheck // nothing was followed
+		}
+		other.users++
+		return other
 	}
-	v := &volume{table: t, key: k, name: strconv.Itoa(t.last), source: src, users: 1}
-	t.volumes[k] = v
+	t.last++
+	if v.key.private {
+		v.key.n = t.last
+	}
+	v.name, v.users = strconv.Itoa(t.last), 1
+	t.volumes[v.key] = v
 	return v
 }
 
@@ -219,15 +256,18 @@ func writable(k key) key {
 // guest has it.
 func (m *Mount) Ready(ctx context.Context) error {
 	v := m.volume
-	v.guest.Do(func() { v.guestErr = v.ready(ctx) })
+	v.guest.Do(func() { v.guestErr = v.ready(ctx, m.user) })
 	err := v.guestErr
 	if err == nil && len(m.directories) > 0 {
 		err = v.mount(ctx, m.directories)
 	}
+	if err == nil && v.sockets != nil {
+		err = v.sockets.join(ctx, m)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", m.bind.Field, err)
 	}
-	m.bind.At(path.Join(v.path, m.within), m.bind.Follows && v.key.kind == Shared)
+	m.bind.At(path.Join(v.path, m.within), v.key.kind == Shared && (m.bind.Follows || v.sockets != nil))
 	return nil
 }
 
@@ -258,6 +298,10 @@ func (m *Mount) fileSystems() ([]string, error) {
 func (m *Mount) Release(ctx context.Context) error {
 	v := m.volume
 	v.table.unfollow(m)
+	var err error
+	if v.sockets != nil {
+		err = v.sockets.leave(ctx, m)
+	}
 	v.table.mu.Lock()
 	v.users--
 	last := v.users == 0 && (v.key.kind != Memory || v.hostErr != nil || v.guestErr != nil)
@@ -265,10 +309,10 @@ func (m *Mount) Release(ctx context.Context) error {
 		delete(v.table.volumes, v.key)
 	}
 	v.table.mu.Unlock()
-	if !last {
-		return nil
+	if last {
+		err = errors.Join(err, v.remove(ctx))
 	}
-	return v.remove(ctx)
+	return err
 }
 
 // A volume is one source as the guest sees it.
@@ -283,8 +327,14 @@ type volume struct {
 	hostErr, guestErr error
 	// path in the guest, set by place.
 	path string
-	// made is what remove takes back in the guest.
+	// made: there is something in the guest to take back.
 	made bool
+	// following is the copy of a Copied one.
+	following *copies.Copy
+	// disconnect takes a Socket away.
+	disconnect func(context.Context) error
+	// sockets are those in a Shared directory; nil for a file.
+	sockets *socketDir
 }
 
 // dir is where the host has what it shows to the guest.
@@ -300,11 +350,11 @@ func (v *volume) place(b *spec.Bind) error {
 		v.path = agentv1.Device{Kind: 'c', Major: v.source.major, Minor: v.source.minor}.Node()
 	case Devices:
 		v.path = "/dev"
-	case Shared, Copied:
+	case Copied:
+		v.path = path.Join(agentv1.CopiesDir, v.name)
+	case Shared:
 		v.path = path.Join(spec.GuestShare, Dir, v.name)
 		return v.share(b)
-	case Socket:
-		return fmt.Errorf("a unix socket cannot be shared with a guest: %w", errdefs.ErrNotImplemented)
 	}
 	return nil
 }
@@ -326,10 +376,18 @@ func (v *volume) share(b *spec.Bind) error {
 }
 
 // ready does the guest's part.
-func (v *volume) ready(ctx context.Context) error {
+func (v *volume) ready(ctx context.Context, u User) error {
 	switch v.key.kind {
 	case Memory, HugePages:
 		return v.mount(ctx, nil)
+	case Copied:
+		return v.copy(ctx)
+	case Socket:
+		return v.connect(ctx, u)
+	case Shared:
+		if v.sockets != nil {
+			v.sockets.follow(ctx)
+		}
 	}
 	return nil
 }
@@ -357,7 +415,16 @@ func (v *volume) mount(ctx context.Context, directories []*agentv1.Directory) er
 // remove takes back what place and ready have done.
 func (v *volume) remove(ctx context.Context) error {
 	var errs []error
-	if v.made {
+	if v.disconnect != nil {
+		errs = append(errs, v.disconnect(ctx))
+	}
+	if v.sockets != nil {
+		errs = append(errs, v.sockets.stop())
+	}
+	switch {
+	case v.made && v.key.kind == Copied:
+		errs = append(errs, v.dropCopy(ctx))
+	case v.made:
 		err := v.table.opts.Guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 			_, err := a.UnmountStorage(ctx, &agentv1.UnmountStorageRequest{Target: v.path})
 			return err

@@ -76,7 +76,7 @@ func newHost(t *testing.T) host {
 	h.must(unix.Mount("", h.dir, "", unix.MS_SHARED, ""))
 	h.must(storage.Expose(private, h.share))
 	h.must(os.Mkdir(filepath.Join(private, Dir), 0o700))
-	h.table = New(Options{Private: private, Stage: h.dir, Clone: storage.CloneHere, Guest: h.guest})
+	h.table = New(Options{Private: private, Stage: h.dir, Clone: storage.Here{}.Clone, Guest: h.guest})
 	return h
 }
 

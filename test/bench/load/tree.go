@@ -150,12 +150,15 @@ func clone(p *Phases, dir string, n int) error {
 		if err := os.MkdirAll(packs, 0o755); err != nil {
 			return err
 		}
-		for suffix, size := range map[string]int{".pack": packBytes, ".idx": packBytes / 24} {
-			temporary := filepath.Join(packs, "tmp"+suffix)
-			if err := w.write(temporary, size); err != nil {
+		for _, f := range []struct {
+			suffix string
+			size   int
+		}{{".pack", packBytes}, {".idx", packBytes / 24}} {
+			temporary := filepath.Join(packs, "tmp"+f.suffix)
+			if err := w.write(temporary, f.size); err != nil {
 				return err
 			}
-			if err := os.Rename(temporary, filepath.Join(packs, "pack-1"+suffix)); err != nil {
+			if err := os.Rename(temporary, filepath.Join(packs, "pack-1"+f.suffix)); err != nil {
 				return err
 			}
 		}

@@ -1,9 +1,11 @@
 package file
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +34,11 @@ func mmap(t *try.T) error {
 	if err != nil {
 		return err
 	}
-	t.Say("shared", a.Do("mmap", "12288", "shared")+", "+b.Do("mmap", "12288", "shared"))
+	mapped := a.Do("mmap", "12288", "shared") + ", " + b.Do("mmap", "12288", "shared")
+	t.Say("shared", mapped)
+	if mapped != "ok, ok" {
+		return errors.Join(a.End(), b.End())
+	}
 	t.Say("write by one", a.Do("poke", "100", "memory"))
 	t.Say("seen by the other", b.Do("peek", "100", "6"))
 	t.Say("read by the other", b.Do("pread", "100", "6"))
@@ -78,10 +84,12 @@ func flock(t *try.T) error {
 	t.Say("after that", b.Do("flock", "unlock")+", "+a.Do("flock", "try-exclusive"))
 	t.Say("by the other", b.Do("flock", "try-exclusive")+", "+b.Do("flock", "try-shared"))
 	b.Begin("flock", "exclusive")
+	t.Say("the other waits", try.Yes(waits("FLOCK")))
 	t.Say("unlock", a.Do("flock", "unlock"))
 	t.Say("the other, which waited", b.Answer())
 	t.Say("again", a.Do("flock", "try-shared"))
 	a.Begin("flock", "shared")
+	t.Say("waits for it", try.Yes(waits("FLOCK")))
 	t.Say("end of the holder", try.Result(b.End()))
 	t.Say("the one that waited", a.Answer())
 	return a.End()
@@ -116,6 +124,7 @@ func ranges(t *try.T, a, b *try.Peer, kind string) {
 	t.Say("downgrade of a part", a.Do("lock", kind+"try", "read", "2", "3")+", "+b.Do("lock", kind+"try", "read", "2", "3")+", "+b.Do("lock", kind+"try", "read", "1", "2"))
 	t.Say("past the end", a.Do("lock", kind+"get", "write", "100000", "1"))
 	b.Begin("lock", kind+"wait", "write", "0", "10")
+	t.Say("the other waits", try.Yes(waits(listed[kind])))
 	t.Say("unlock", a.Do("lock", kind+"try", "unlock", "0", "0"))
 	t.Say("the other, which waited", b.Answer())
 	t.Say("what is held", a.Do("lock", kind+"get", "write", "0", "1"))
@@ -127,9 +136,30 @@ func ranges(t *try.T, a, b *try.Peer, kind string) {
 func endOfHolder(t *try.T, a, b *try.Peer, kind string) error {
 	t.Say("held", b.Do("lock", kind+"try", "write", "0", "0"))
 	a.Begin("lock", kind+"wait", "write", "0", "0")
+	t.Say("waits for it", try.Yes(waits(listed[kind])))
 	t.Say("end of the holder", try.Result(b.End()))
 	t.Say("the one that waited", a.Answer())
 	return a.End()
+}
+
+// listed is how /proc/locks calls a kind of lock.
+var listed = map[string]string{"": "POSIX", "ofd-": "OFDLCK"}
+
+// waits tells whether a process waits for a lock of a kind, once it does. It looks
+// again and again: the kernel tells nobody.
+func waits(kind string) bool {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		locks, err := os.ReadFile("/proc/locks")
+		if err != nil {
+			return false
+		}
+		for line := range strings.Lines(string(locks)) {
+			if f := strings.Fields(line); len(f) > 2 && f[1] == "->" && f[2] == kind {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func lease(t *try.T) error {

@@ -60,21 +60,12 @@ func (p *Peer) Begin(words ...string) {
 	fmt.Fprintln(p.in, strings.Join(words, " ")) //nolint:errcheck // no answer tells
 }
 
-// Answer to the command that was begun; of a peer that has died, how.
+// Answer to the command that was begun; of a peer that has ended, how.
 func (p *Peer) Answer() string {
 	if p.answers.Scan() {
 		return p.answers.Text()
 	}
-	if p.answers.Err() != nil {
-		return p.answers.Err().Error()
-	}
-	p.in.Close()
-	err := p.cmd.Wait()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signaled() {
-		return unix.SignalName(exit.Sys().(syscall.WaitStatus).Signal())
-	}
-	return fmt.Sprintf("it ended: %v", err)
+	return fmt.Sprintf("it ended: %v", errors.Join(p.answers.Err(), p.End()))
 }
 
 // End has the peer exit, which closes what it has open.
