@@ -239,3 +239,32 @@ func TestSocketThatIsNotAllowed(t *testing.T) {
 		e.settled()
 	})
 }
+
+// A shim that is killed leaves neither the processes that connect nor their cgroups;
+// one of those that is killed is replaced.
+func TestSocketsAfterAKill(t *testing.T) {
+	each(t, setup{husk: true}, func(e *env) {
+		client, path := e.sockClient(), filepath.Join(e.d.Dir, "s", "echo.sock")
+		e.listen(path, echo(""))
+		p := e.run("killed")
+		c := p.start("c", idle, withSockets(client, path, "/s"))
+		d := p.start("d", idle, withSockets(client, path, "/s"), asUser(1234, 2345))
+		ask := func() {
+			e.Helper()
+			for _, c := range []*container{c, d} {
+				c.want(clientDir+"/sockclient ask /s hello", "hello")
+			}
+		}
+		ask()
+		dialers := e.processes("husk-dialer")
+		if len(dialers) != 2 {
+			e.Fatalf("processes that connect: %v, want one for each container", dialers)
+		}
+		e.kill(dialers[0])
+		ask()
+		e.kill(e.processes("containerd-shim")[0])
+		e.wantEnd(callTimeout, p, c, d)
+		p.remove()
+		e.settled() // and the daemon's end looks for cgroups
+	})
+}
