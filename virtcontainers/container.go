@@ -57,6 +57,7 @@ type Container struct {
 	sandbox    *Sandbox
 	undo       undo.Stack
 	init       *Process
+	dir        string          // its own below the share; as create makes it
 	mounts     []*volume.Mount // as create makes them
 	created    time.Duration   // what its creation took once the guest was ready
 
@@ -222,7 +223,12 @@ func (c *Container) note(notes []string) {
 // the mounts need.
 func (c *Container) share(ctx context.Context, rootfs []mount.Mount, plan *spec.Plan) error {
 	s := c.sandbox
-	share, err := storage.New(filepath.Join(s.privateDir(), c.id), c.bundle, s.host.Clone)
+	s.mu.Lock()
+	s.rootfs++
+	c.dir = fmt.Sprintf("%s-%d", c.id, s.rootfs)
+	s.mu.Unlock()
+	plan.RootIn(c.dir)
+	share, err := storage.New(filepath.Join(s.privateDir(), c.dir), c.bundle, s.host.Clone)
 	if err != nil {
 		return err
 	}
@@ -262,7 +268,7 @@ func (c *Container) share(ctx context.Context, rootfs []mount.Mount, plan *spec.
 // below.
 func (c *Container) readyMounts(ctx context.Context) ([]string, error) {
 	private := c.sandbox.privateDir()
-	rootfs, err := storage.FileSystems(filepath.Join(private, c.id))
+	rootfs, err := storage.FileSystems(filepath.Join(private, c.dir))
 	if err != nil {
 		return nil, err
 	}

@@ -107,6 +107,7 @@ type Sandbox struct {
 
 	mu         sync.Mutex
 	stopping   bool // nothing new is begun
+	rootfs     int  // number of the last root file system that was shared
 	containers map[string]*Container
 }
 

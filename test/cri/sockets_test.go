@@ -230,12 +230,41 @@ func TestSocketThatIsNotAllowed(t *testing.T) {
 		e.listen(path, echo(""))
 		e.configure(daemon.Settings{"runtime": {"allowed_sockets": []string{"/run/spire/*.sock"}}})
 		p := e.run("refused")
-		if _, err := p.tryCreate("c", idle, withSockets(client, path, "/s")); err == nil || !strings.Contains(err.Error(), "runtime.allowed_sockets") {
-			e.Errorf("create with a socket that is not allowed: %v", err)
+		if _, err := p.tryStart("c", idle, withSockets(client, path, "/s")); err == nil || !strings.Contains(err.Error(), "runtime.allowed_sockets") {
+			e.Errorf("start with a socket that is not allowed: %v", err)
 		}
 		// The pod's others are not harmed.
 		p.start("d", idle).want("echo fine", "fine")
 		p.remove()
 		e.settled()
+	})
+}
+
+// A shim that is killed leaves neither the processes that connect nor their cgroups;
+// one of those that is killed is replaced.
+func TestSocketsAfterAKill(t *testing.T) {
+	each(t, setup{husk: true}, func(e *env) {
+		client, path := e.sockClient(), filepath.Join(e.d.Dir, "s", "echo.sock")
+		e.listen(path, echo(""))
+		p := e.run("killed")
+		c := p.start("c", idle, withSockets(client, path, "/s"))
+		d := p.start("d", idle, withSockets(client, path, "/s"), asUser(1234, 2345))
+		ask := func() {
+			e.Helper()
+			for _, c := range []*container{c, d} {
+				c.want(clientDir+"/sockclient ask /s hello", "hello")
+			}
+		}
+		ask()
+		dialers := e.processes("husk-dialer")
+		if len(dialers) != 2 {
+			e.Fatalf("processes that connect: %v, want one for each container", dialers)
+		}
+		e.kill(dialers[0])
+		ask()
+		e.kill(e.processes("containerd-shim")[0])
+		e.wantEnd(callTimeout, p, c, d)
+		p.remove()
+		e.settled() // and the daemon's end looks for cgroups
 	})
 }

@@ -181,7 +181,7 @@ func TestFileSystemsOutliveTheContainersLastProcess(t *testing.T) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/mnt", Type: "bind", Source: host, Options: []string{"rbind"}})
 		})
 		dir := "/run/husk/share/"
-		want := []string{dir + ".volumes/1", dir + ".volumes/1/below", dir + e.d.ID("run") + "/rootfs"}
+		want := []string{dir + ".volumes/1", dir + ".volumes/1/below", dir + e.d.ID("run") + "-1/rootfs"}
 		if got := lines(r.stdout); !slices.Equal(slices.Sorted(slices.Values(got)), want) {
 			e.Errorf("the agent holds %q, want %q: %v", got, want, r)
 		}

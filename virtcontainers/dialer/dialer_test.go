@@ -111,9 +111,9 @@ func TestPeerIsTheUserInItsCgroup(t *testing.T) {
 		{},
 		{UID: 65534, GID: 65533, Groups: []uint32{7, 65532}},
 	} {
-		name := fmt.Sprintf("/husk-test-dialer-%d", os.Getpid())
+		path := fmt.Sprintf("/husk-test-dialer-%d", os.Getpid())
 		if os.Geteuid() == 0 {
-			group, err := cgroup.New(name, nil)
+			group, err := cgroup.New(path, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -142,7 +142,7 @@ func TestPeerIsTheUserInItsCgroup(t *testing.T) {
 			status := fields(t, cred.Pid, "status")
 			groups := strings.Trim(fmt.Sprint(o.Groups), "[]")
 			for key, want := range map[string]string{
-				"CapInh": "0000000000000000", "CapPrm": "0000000000000000", "CapEff": "0000000000000000",
+				"Name": name, "CapInh": "0000000000000000", "CapPrm": "0000000000000000", "CapEff": "0000000000000000",
 				"CapBnd": "0000000000000000", "CapAmb": "0000000000000000", "NoNewPrivs": "1", "Groups": groups,
 			} {
 				if status[key] != want {
@@ -154,8 +154,8 @@ func TestPeerIsTheUserInItsCgroup(t *testing.T) {
 				t.Fatal(err)
 			}
 			for line := range strings.Lines(string(cgroups)) {
-				if !strings.HasSuffix(strings.TrimSpace(line), ":"+name) {
-					t.Errorf("cgroup %q, want %s", line, name)
+				if !strings.HasSuffix(strings.TrimSpace(line), ":"+path) {
+					t.Errorf("cgroup %q, want %s", line, path)
 				}
 			}
 			links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", cred.Pid))

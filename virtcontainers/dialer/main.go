@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -15,6 +16,8 @@ import (
 )
 
 const (
+	// name is what ps shows.
+	name = "husk-dialer"
 	// fdPair is the dialer's end of the pair.
 	fdPair = 3
 	// connectTimeout bounds the wait for room in a server's queue.
@@ -26,6 +29,7 @@ const (
 // Main is the process. It returns when the shim has closed its end.
 func Main() error {
 	unix.CloseOnExec(fdPair)
+	os.WriteFile("/proc/self/comm", []byte(name), 0) //nolint:errcheck // for who lists processes
 	debug.SetMemoryLimit(memory)
 	if err := unix.SetNonblock(fdPair, true); err != nil {
 		return err

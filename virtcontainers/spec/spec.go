@@ -21,8 +21,11 @@ import (
 // it each container has a directory with its rootfs, and each volume is a directory
 // or file, whichever containers mount it:
 //
-//	/run/husk/share/<container>/rootfs
+//	/run/husk/share/<container>-<n>/rootfs
 //	/run/husk/share/.volumes/<n>
+//
+// No name is used twice: the guest's kernel may know for a second, or longer, what was
+// there before.
 const GuestShare = "/run/husk/share"
 
 // cgroupRoot holds the containers' cgroups in the guest.
@@ -96,8 +99,12 @@ func check(sp *specs.Spec, pod bool) error {
 	return refuse(sp, pod)
 }
 
+// RootIn says in which directory of the share the root file system is.
+func (p *Plan) RootIn(dir string) { p.Spec.Root.Path = path.Join(GuestShare, dir, "rootfs") }
+
 // Transform returns what becomes of sp, which it leaves as it is, for the
-// container of that id, in a pod or alone. Its error is InvalidArgument or
+// container of that id, in a pod or alone, once RootIn and each bind's At have been
+// called. Its error is InvalidArgument or
 // NotImplemented and names every field that the guest cannot honour.
 func Transform(sp *specs.Spec, id string, pod bool) (*Plan, error) {
 	if err := check(sp, pod); err != nil {
@@ -118,7 +125,6 @@ func Transform(sp *specs.Spec, id string, pod bool) (*Plan, error) {
 	out.Process = process
 	out.Version = guestVersion
 	p.note(sp)
-	root.Path = path.Join(GuestShare, id, "rootfs")
 	linux.CgroupsPath = path.Join(cgroupRoot, id)
 	linux.MountLabel = ""
 	var private func(specs.LinuxNamespaceType) bool

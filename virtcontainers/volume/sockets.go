@@ -3,7 +3,6 @@ package volume
 import (
 	"context"
 	"errors"
-	"os"
 	"path"
 	"path/filepath"
 	"sync"
@@ -38,14 +37,12 @@ func (u User) socket(name, over string) sockets.Socket {
 type socketDir struct {
 	volume  *volume
 	watcher *sockets.Watcher
-	present []string // as serve begins
+	end     context.CancelFunc // of following; nil before it is followed
+	done    sync.WaitGroup
 
-	// owner is in whose name connections are made: the first user that is left.
-	owner  User
-	remove map[string]func(context.Context) error
-
-	end  context.CancelFunc
-	done sync.WaitGroup
+	turn  chan struct{} // who has put something in may use what is below
+	names map[string]bool
+	users map[*Mount]map[string]func(context.Context) error // how to take a socket away again
 }
 
 // watchSockets begins to look for sockets in the directory that a volume shows; nil
@@ -57,17 +54,28 @@ func (t *Table) watchSockets(v *volume) *socketDir {
 		t.opts.Log.Warn("sockets of the host in a directory are out of reach of its containers", "source", v.source.name, "err", err)
 		return nil
 	}
-	return &socketDir{volume: v, watcher: w, present: present}
+	d := &socketDir{
+		volume: v, watcher: w, turn: make(chan struct{}, 1),
+		names: map[string]bool{}, users: map[*Mount]map[string]func(context.Context) error{},
+	}
+	for _, name := range present {
+		d.names[name] = true
+	}
+	return d
 }
 
-// serve makes the sockets that are there, and follows the directory until stop.
-func (d *socketDir) serve(ctx context.Context, u User) error {
-	d.owner, d.remove = u, map[string]func(context.Context) error{}
-	for _, name := range d.present {
-		if err := d.add(ctx, name); err != nil {
-			return err
-		}
+// begin waits for the turn; the function that it returns gives it back.
+func (d *socketDir) begin(ctx context.Context) (end func(), err error) {
+	select {
+	case d.turn <- struct{}{}:
+		return func() { <-d.turn }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
+}
+
+// follow has the guest follow the directory until stop.
+func (d *socketDir) follow(ctx context.Context) {
 	following, end := context.WithCancel(context.WithoutCancel(ctx))
 	d.end = end
 	d.done.Go(func() {
@@ -76,20 +84,61 @@ func (d *socketDir) serve(ctx context.Context, u User) error {
 			d.volume.table.opts.Log.Warn("sockets of the host that appear from now on are out of reach", "err", err)
 		}
 	})
+}
+
+// join gives a mount's container the sockets of the directory.
+func (d *socketDir) join(ctx context.Context, m *Mount) error {
+	end, err := d.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	d.users[m] = map[string]func(context.Context) error{}
+	for name := range d.names {
+		if err := d.add(ctx, m, name); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// leave takes them away.
+func (d *socketDir) leave(ctx context.Context, m *Mount) error {
+	end, err := d.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	var errs []error
+	for _, remove := range d.users[m] {
+		errs = append(errs, remove(ctx))
+	}
+	delete(d.users, m)
+	return errors.Join(errs...)
 }
 
 // change follows the host's directory.
 func (d *socketDir) change(ctx context.Context, c sockets.Change) {
+	end, err := d.begin(ctx)
+	if err != nil {
+		return
+	}
+	defer end()
 	var errs []error
 	for _, name := range c.Removed {
-		if remove := d.remove[name]; remove != nil {
-			delete(d.remove, name)
-			errs = append(errs, remove(ctx))
+		delete(d.names, name)
+		for _, added := range d.users {
+			if remove := added[name]; remove != nil {
+				delete(added, name)
+				errs = append(errs, remove(ctx))
+			}
 		}
 	}
 	for _, name := range c.Added {
-		errs = append(errs, d.add(ctx, name))
+		d.names[name] = true
+		for m := range d.users {
+			errs = append(errs, d.add(ctx, m, name))
+		}
 	}
 	if err := errors.Join(errs...); err != nil && ctx.Err() == nil && !d.volume.table.opts.Guest.Lost(err) {
 		d.volume.table.opts.Log.Warn("a socket of the host is out of reach", "err", err)
@@ -98,52 +147,28 @@ func (d *socketDir) change(ctx context.Context, c sockets.Change) {
 
 // add makes the socket, or makes it anew. One that has gone meanwhile, or that the
 // configuration does not allow, stays as it is seen: dead.
-func (d *socketDir) add(ctx context.Context, name string) error {
-	s := d.owner.socket(filepath.Join(d.volume.source.name, name), path.Join(d.volume.path, name))
+func (d *socketDir) add(ctx context.Context, m *Mount, name string) error {
+	s := m.user.socket(filepath.Join(d.volume.source.name, name), path.Join(d.volume.path, name))
 	_, remove, err := d.volume.table.opts.Sockets.Add(ctx, s)
 	switch {
 	case errdefs.IsPermissionDenied(err):
-		d.volume.table.opts.Log.Info("a socket of the host stays out of reach", "err", err)
+		d.volume.table.opts.Log.Info("a socket of the host stays out of reach", "container", m.user.ID, "err", err)
 		return nil
 	case errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err), errdefs.IsFailedPrecondition(err):
 		return nil
 	case err != nil:
 		return err
 	}
-	d.remove[name] = remove
+	d.users[m][name] = remove
 	return nil
 }
 
-// leave makes another user the owner where the owner goes.
-func (d *socketDir) leave(ctx context.Context, gone, left User) error {
-	if d.end == nil || d.owner.ID != gone.ID {
-		return nil
-	}
-	if err := d.stop(ctx); err != nil {
-		return err
-	}
-	w, present, err := sockets.Watch(d.volume.source.File, d.volume.table.opts.Log)
-	if err != nil {
-		return err
-	}
-	d.watcher, d.present, d.end = w, present, nil
-	return d.serve(ctx, left)
-}
-
-// stop ends what serve began.
-func (d *socketDir) stop(ctx context.Context) error {
-	if d.end == nil { // it was never served
-		if err := d.watcher.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-			return err
-		}
-		return nil
+// stop ends what follow began, once no mount is left.
+func (d *socketDir) stop() error {
+	if d.end == nil {
+		return d.watcher.Close()
 	}
 	d.end()
 	d.done.Wait()
-	d.end = nil
-	var errs []error
-	for _, remove := range d.remove {
-		errs = append(errs, remove(ctx))
-	}
-	return errors.Join(errs...)
+	return nil
 }

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 
@@ -127,7 +126,7 @@ func (t *Table) Add(ctx context.Context, u User, b *spec.Bind) (_ *Mount, err er
 		src.size = hugePageLimit(u.Spec, src.block)
 	}
 	m := &Mount{table: t, user: u, bind: b}
-	m.volume = t.take(m, keyOf(kind, b, src), src)
+	m.volume = t.take(keyOf(kind, b, src), src)
 	switch kind {
 	case Memory:
 		m.within, m.directories = src.root, src.tree()
@@ -201,54 +200,49 @@ func keyOf(kind Kind, b *spec.Bind, src *source) key {
 }
 
 // take returns the volume of a key, which takes over the source where it is new.
-func (t *Table) take(m *Mount, k key, src *source) *volume {
-	if v := t.join(m, k); v != nil {
+func (t *Table) take(k key, src *source) *volume {
+	if v := t.join(k); v != nil {
 		return v
 	}
-	v := &volume{table: t, key: k, source: src, turn: make(chan struct{}, 1)}
+	v := &volume{table: t, key: k, source: src}
 	if k.kind == Shared && src.mode.IsDir() {
 		v.sockets = t.watchSockets(v)
 	}
-	// Connections to the sockets that are there are each container's own, and in a
-	// directory which nobody may write to there is nothing else to share.
-	if v.sockets != nil && len(v.sockets.present) > 0 || k.kind == Shared && k.readOnly {
-		v.key.private = true
-	}
-	return t.add(m, v)
+	return t.add(v)
 }
 
-// join returns the volume of a key, if there is one, as the mount's.
-func (t *Table) join(m *Mount, k key) *volume {
+// join returns the volume of a key, if there is one, with one user more.
+func (t *Table) join(k key) *volume {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	// One that is writable will do: the guest has been given that, and its own kernel
 	// keeps the container from writing.
 	for _, k := range []key{writable(k), k} {
 		if v := t.volumes[k]; v != nil && !k.private {
-			v.users = append(v.users, m)
+			v.users++
 			return v
 		}
 	}
 	return nil
 }
 
-// add makes a volume known, as the mount's, unless another was quicker, which then it
-// returns.
-func (t *Table) add(m *Mount, v *volume) *volume {
+// add makes a volume known, with its first user, unless another was quicker, which
+// then it returns.
+func (t *Table) add(v *volume) *volume {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if other := t.volumes[v.key]; other != nil && !v.key.private {
 		if v.sockets != nil {
-			v.sockets.watcher.Close() //nolint:errcheck // nothing was followed
+			v.sockets.stop() //nolint:errcheck // nothing was followed
 		}
-		other.users = append(other.users, m)
+		other.users++
 		return other
 	}
 	t.last++
 	if v.key.private {
 		v.key.n = t.last
 	}
-	v.name, v.users = strconv.Itoa(t.last), []*Mount{m}
+	v.name, v.users = strconv.Itoa(t.last), 1
 	t.volumes[v.key] = v
 	return v
 }
@@ -266,6 +260,9 @@ func (m *Mount) Ready(ctx context.Context) error {
 	err := v.guestErr
 	if err == nil && len(m.directories) > 0 {
 		err = v.mount(ctx, m.directories)
+	}
+	if err == nil && v.sockets != nil {
+		err = v.sockets.join(ctx, m)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", m.bind.Field, err)
@@ -301,27 +298,21 @@ func (m *Mount) fileSystems() ([]string, error) {
 func (m *Mount) Release(ctx context.Context) error {
 	v := m.volume
 	v.table.unfollow(m)
-	select { // one after the other
-	case v.turn <- struct{}{}:
-		defer func() { <-v.turn }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	var err error
+	if v.sockets != nil {
+		err = v.sockets.leave(ctx, m)
 	}
 	v.table.mu.Lock()
-	v.users = slices.DeleteFunc(v.users, func(u *Mount) bool { return u == m })
-	left := slices.Clone(v.users)
-	last := len(left) == 0 && (v.key.kind != Memory || v.hostErr != nil || v.guestErr != nil)
+	v.users--
+	last := v.users == 0 && (v.key.kind != Memory || v.hostErr != nil || v.guestErr != nil)
 	if last {
 		delete(v.table.volumes, v.key)
 	}
 	v.table.mu.Unlock()
-	switch {
-	case last:
-		return v.remove(ctx)
-	case len(left) > 0 && v.sockets != nil:
-		return v.sockets.leave(ctx, m.user, left[0].user)
+	if last {
+		err = errors.Join(err, v.remove(ctx))
 	}
-	return nil
+	return err
 }
 
 // A volume is one source as the guest sees it.
@@ -330,8 +321,7 @@ type volume struct {
 	key    key
 	name   string
 	source *source
-	users  []*Mount      // guarded by the table
-	turn   chan struct{} // of Release
+	users  int // guarded by the table
 
 	host, guest       sync.Once
 	hostErr, guestErr error
@@ -396,7 +386,7 @@ func (v *volume) ready(ctx context.Context, u User) error {
 		return v.connect(ctx, u)
 	case Shared:
 		if v.sockets != nil {
-			return v.sockets.serve(ctx, u)
+			v.sockets.follow(ctx)
 		}
 	}
 	return nil
@@ -429,7 +419,7 @@ func (v *volume) remove(ctx context.Context) error {
 		errs = append(errs, v.disconnect(ctx))
 	}
 	if v.sockets != nil {
-		errs = append(errs, v.sockets.stop(ctx))
+		errs = append(errs, v.sockets.stop())
 	}
 	switch {
 	case v.made && v.key.kind == Copied:
