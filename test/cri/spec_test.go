@@ -62,6 +62,7 @@ func TestFilesOfTheNode(t *testing.T) {
 		if r := b.exec("echo > /read-only/h"); r.code == 0 {
 			e.Error("a read-only mount was written to")
 		}
+		a.stop() // so long it may keep its last words to itself
 		for path, want := range map[string]string{termination: "last words\n", filepath.Join(volume, "g"): "from a\n"} {
 			if got, err := os.ReadFile(path); string(got) != want {
 				e.Errorf("%s on the node: %q, %v; want %q", path, got, err, want)
