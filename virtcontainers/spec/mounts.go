@@ -127,6 +127,9 @@ func mounts(sp *specs.Spec) ([]specs.Mount, []*Bind, error) {
 				Follows: has("slave", "rslave"),
 			}
 			m.Type, m.Source = "bind", ""
+			if !has("bind", "rbind") { // the guest's runtime goes by that alone
+				m.Options = append(slices.Clone(m.Options), "rbind")
+			}
 			out = append(out, m)
 			b.mount = &out[len(out)-1]
 			binds = append(binds, b)

@@ -44,7 +44,11 @@ func TestBinds(t *testing.T) {
 		}
 		got := *p.Binds[0]
 		got.At("/run/husk/x", false)
-		if m := p.Spec.Mounts[1]; m.Type != "bind" || m.Source != "/run/husk/x" || m.Destination != tt.mount.Destination || !slices.Equal(m.Options, tt.mount.Options) {
+		options := tt.mount.Options
+		if len(options) == 0 {
+			options = []string{"rbind"}
+		}
+		if m := p.Spec.Mounts[1]; m.Type != "bind" || m.Source != "/run/husk/x" || m.Destination != tt.mount.Destination || !slices.Equal(m.Options, options) {
 			t.Errorf("%s: mount %+v", name, m)
 		}
 		got.mount, got.linux = nil, nil

@@ -37,8 +37,7 @@ var variants = []variant{
 	{name: "auto, 16 threads", cache: "auto", threads: 16},
 	{name: "auto, 64 threads", cache: "auto", threads: 64},
 	{name: "auto, writeback", cache: "auto", option: "writeback"},
-	{name: "auto, allow_direct_io", cache: "auto", option: "allow_direct_io"},
-	{name: "auto, allow_direct_io, 16 threads", cache: "auto", threads: 16, option: "allow_direct_io"},
+	{name: "auto, no_allow_direct_io", cache: "auto", option: "no_allow_direct_io"},
 	{name: "auto, no_readdirplus", cache: "auto", option: "no_readdirplus"},
 }
 
