@@ -48,6 +48,11 @@ func TestFilesOfEachPod(t *testing.T) {
 		for _, c := range []*container{a, b} {
 			c.want("grep added /etc/hosts /etc/resolv.conf; cat /etc/hostname", "/etc/hosts:192.0.2.10 added.test\n/etc/resolv.conf:search added.test\nrenamed")
 		}
+		// The host writes it again, in place.
+		k.file(k.dir, "etc-hosts", "192.0.2.11 later.test\n", 0o644)
+		for _, c := range []*container{a, b} {
+			c.eventually("cat /etc/hosts", "192.0.2.11 later.test")
+		}
 		if r := b.exec("echo > /etc/hostname; echo > /etc/resolv.conf"); r.code == 0 || strings.Count(r.stderr, "Read-only") != 2 {
 			e.Errorf("write to files of a read-only root: %v", r)
 		}

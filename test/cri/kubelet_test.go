@@ -24,24 +24,37 @@ type kubelet struct {
 	mounts []string // in the order in which they were made
 }
 
-// kubelet makes the directory of a pod. It unmounts all after the pods are gone, and
-// that nothing holds: a mount that somebody else still uses fails the test.
+// kubelet makes the directory of a pod. At the end it unmounts all when the pods have
+// been stopped, which may be long before they are removed: a mount that somebody still
+// uses then fails the test.
 func (e *env) kubelet(pod string) *kubelet {
 	e.Helper()
 	k := &kubelet{e: e, dir: filepath.Join(e.d.Dir, "kubelet", "pods", pod+"-uid")}
 	k.must(os.MkdirAll(k.dir, 0o750))
 	e.Cleanup(func() {
-		if err := e.removeAll(); err != nil {
-			e.Errorf("remove pods: %v", err)
+		if err := e.stopAll(); err != nil {
+			e.Errorf("stop pods: %v", err)
 		}
 		for _, target := range slices.Backward(k.mounts) {
 			if err := unix.Unmount(target, 0); err != nil {
-				e.Errorf("unmount %s after its pod: %v", target, err)
+				e.Errorf("unmount %s of a pod that was stopped: %v", target, err)
 				unix.Unmount(target, unix.MNT_DETACH)
 			}
 		}
 	})
 	return k
+}
+
+// stopAll stops all pods.
+func (e *env) stopAll() error {
+	ctx, cancel := e.call()
+	defer cancel()
+	list, err := e.cri.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{})
+	for _, p := range list.GetItems() {
+		_, stopErr := e.cri.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: p.Id})
+		err = errors.Join(err, stopErr)
+	}
+	return err
 }
 
 func (k *kubelet) must(err error) {
