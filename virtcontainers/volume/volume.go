@@ -234,7 +234,7 @@ func (t *Table) add(v *volume) *volume {
 	defer t.mu.Unlock()
 	if other := t.volumes[v.key]; other != nil && !v.key.private {
 		if v.sockets != nil {
-			v.sockets.stop() //nolint:errcheck // nothing was followed
+			v.sockets.stop()
 		}
 		other.users++
 		return other
@@ -420,7 +420,7 @@ func (v *volume) remove(ctx context.Context) error {
 		errs = append(errs, v.disconnect(ctx))
 	}
 	if v.sockets != nil {
-		errs = append(errs, v.sockets.stop())
+		v.sockets.stop()
 	}
 	switch {
 	case v.made && v.key.kind == Copied:
