@@ -2,7 +2,7 @@
 // follow the host's: volumes of configMaps and the like, hosts, hostname,
 // resolv.conf, the termination log.
 //
-//	host: Source --inotify--> Watcher --changed--> Copy --tar, port 1027--> guest: Target
+//	host: Source --inotify--> changed --> Copy --tar, port 1027--> guest: Target
 //
 // An update is always of the whole source. It is taken while events arrive: the
 // guest changes nothing before the snapshot has ended, and one that turns out to be
@@ -19,8 +19,16 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/husk-containers/husk/protocols/files"
+	"github.com/husk-containers/husk/virtcontainers/inotify"
 )
+
+// watched are the changes that make a copy out of date, of a directory's entries
+// and of a file itself.
+const watched = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO |
+	unix.IN_MODIFY | unix.IN_CLOSE_WRITE | unix.IN_ATTRIB | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
 
 // Options are what a Copy is made of.
 type Options struct {
@@ -31,8 +39,8 @@ type Options struct {
 	Target string
 	// Dial opens a connection to the guest's port files.Port.
 	Dial func(ctx context.Context) (net.Conn, error)
-	// Watcher tells of changes.
-	Watcher *Watcher
+	// Inotify tells of changes.
+	Inotify *inotify.Instance
 	// Log is told of updates that fail, once for each cause.
 	Log *slog.Logger
 }
@@ -41,6 +49,7 @@ type Options struct {
 type Copy struct {
 	opts    Options
 	changed chan struct{} // holds one when there is something to look at
+	events  *inotify.Subscriber
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when follow has ended
 	close   sync.Once
@@ -54,7 +63,7 @@ type Copy struct {
 // New copies the source to the guest and returns when it is there. From then on it
 // follows the source's changes, until Close. Where a source is written while it is
 // copied, that is waited for. The classes of errors are the guest's (files.Sync);
-// ResourceExhausted also where the host has no inotify watches left,
+// ResourceExhausted also where the host has no inotify instance or watch left,
 // InvalidArgument where the source holds what is neither a directory, nor a file, nor
 // a symlink.
 func New(ctx context.Context, opts Options) (*Copy, error) {
@@ -64,6 +73,7 @@ func New(ctx context.Context, opts Options) (*Copy, error) {
 		done:    make(chan struct{}),
 		watches: make(map[int32]struct{}),
 	}
+	c.events = opts.Inotify.Subscribe(c.wake)
 	err := c.update(ctx)
 	for errors.Is(err, errSwitched) {
 		select {
@@ -100,8 +110,16 @@ func (c *Copy) Close() error {
 
 // release gives back what a Copy holds on the host.
 func (c *Copy) release() error {
-	c.watch(nil, true)
+	c.events.Close()
 	return c.opts.Source.Close()
+}
+
+// wake has the copy look at its source, whatever has happened.
+func (c *Copy) wake(inotify.Event) {
+	select {
+	case c.changed <- struct{}{}:
+	default: // it has still to look
+	}
 }
 
 // follow makes updates until ctx ends.
@@ -151,7 +169,7 @@ func (c *Copy) update(ctx context.Context) error {
 func (c *Copy) watch(watches map[int32]struct{}, all bool) {
 	for wd := range c.watches {
 		if _, still := watches[wd]; all && !still {
-			c.opts.Watcher.remove(c, wd)
+			c.events.Remove(wd)
 			delete(c.watches, wd)
 		}
 	}

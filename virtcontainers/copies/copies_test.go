@@ -22,16 +22,17 @@ import (
 
 	guestfiles "github.com/husk-containers/husk/agent/files"
 	"github.com/husk-containers/husk/protocols/files"
+	"github.com/husk-containers/husk/virtcontainers/inotify"
 )
 
 // limit bounds every wait; only a broken test meets it.
 const limit = 60 * time.Second
 
-// A sandbox is the guest's end, in a directory of this machine, and a Watcher.
+// A sandbox is the guest's end, in a directory of this machine, and an inotify instance.
 type sandbox struct {
 	*testing.T
 	dir     string // of copies
-	watcher *Watcher
+	inotify *inotify.Instance
 	path    string
 	broken  atomic.Pointer[error] // what Dial has instead
 	log     *logged
@@ -47,12 +48,10 @@ func newSandbox(t *testing.T) *sandbox {
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- guestfiles.Serve(ctx, ln, s.dir, nil) }()
-	if s.watcher, err = NewWatcher(); err != nil {
-		t.Fatal(err)
-	}
+	s.inotify = inotify.New()
 	t.Cleanup(func() {
 		for range 2 {
-			if err := s.watcher.Close(); err != nil {
+			if err := s.inotify.Close(); err != nil {
 				t.Error(err)
 			}
 		}
@@ -97,7 +96,7 @@ func (s *sandbox) options(source, name string) Options {
 		s.Fatal(err)
 	}
 	return Options{
-		Source: os.NewFile(uintptr(fd), source), Target: filepath.Join(s.dir, name), Dial: s.dial, Watcher: s.watcher,
+		Source: os.NewFile(uintptr(fd), source), Target: filepath.Join(s.dir, name), Dial: s.dial, Inotify: s.inotify,
 		Log: slog.New(slog.NewTextHandler(s.log, nil)),
 	}
 }
@@ -121,11 +120,18 @@ func (s *sandbox) copy(source, name string) *Copy {
 	return c
 }
 
-// watches counts them.
-func (w *Watcher) watches() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.wds)
+// watches counts them, as the kernel has them.
+func watches(t *testing.T) (n int) {
+	t.Helper()
+	fds, err := filepath.Glob("/proc/self/fdinfo/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		b, _ := os.ReadFile(fd) // it may be closed by now
+		n += strings.Count(string(b), "inotify wd:")
+	}
+	return n
 }
 
 // read is what a file of a copy holds; an error's text where it cannot be read.
@@ -328,11 +334,11 @@ func TestADirectoryFollows(t *testing.T) {
 	}
 	s.vanishes("d/d")
 	// Directories that are gone are watched no longer: what is left is ., new, moved.
-	s.until("watches are given back", func() bool { return s.watcher.watches() == 3 })
+	s.until("watches are given back", func() bool { return watches(t) == 3 })
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if n := s.watcher.watches(); n != 0 {
+	if n := watches(t); n != 0 {
 		t.Errorf("%d watches are left", n)
 	}
 	write(t, dir+"/f", "not any more")
@@ -526,37 +532,13 @@ func TestAFileThatIsRemovedStaysAsItWas(t *testing.T) {
 	}
 }
 
-func TestLostEventsHaveAllCopiesLook(t *testing.T) {
-	s := newSandbox(t)
-	c := s.copy(t.TempDir(), "d")
-	select { // what the copying itself may have caused
-	case <-c.changed:
-	default:
-	}
-	lost := make([]byte, unix.SizeofInotifyEvent)
-	lost[0], lost[1], lost[2], lost[3] = 255, 255, 255, 255 // wd -1
-	lost[5] = unix.IN_Q_OVERFLOW >> 8
-	probe := &Copy{changed: make(chan struct{}, 1)}
-	s.watcher.mu.Lock()
-	s.watcher.wds[1<<20] = map[*Copy]struct{}{probe: {}}
-	s.watcher.mu.Unlock()
-	s.watcher.tell(lost)
-	select {
-	case <-probe.changed:
-	default:
-		t.Error("a copy was not told")
-	}
-	s.watcher.mu.Lock()
-	delete(s.watcher.wds, 1<<20)
-	s.watcher.mu.Unlock()
-}
-
 func TestNewRefuses(t *testing.T) {
 	s := newSandbox(t)
 	dir := t.TempDir()
 	if err := unix.Mkfifo(dir+"/fifo", 0o600); err != nil {
 		t.Fatal(err)
 	}
+	s.copy(t.TempDir(), "first") // makes the inotify instance
 	before := runtime.NumGoroutine()
 	for _, path := range []string{dir, dir + "/fifo"} {
 		opts := s.options(path, "x")
@@ -572,8 +554,8 @@ func TestNewRefuses(t *testing.T) {
 	if _, err := New(t.Context(), opts); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("target elsewhere: %v", err)
 	}
-	if n := s.watcher.watches(); n != 0 {
-		t.Errorf("%d watches are left", n)
+	if n := watches(t); n != 1 {
+		t.Errorf("%d watches are left, want the first one's", n)
 	}
 	s.until("goroutines are as before", func() bool { return runtime.NumGoroutine() <= before })
 }

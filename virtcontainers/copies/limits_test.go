@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/husk-containers/husk/virtcontainers/inotify"
 )
 
 // insideEnv says that a test runs in a user namespace of its own, where it may lower
@@ -50,35 +52,34 @@ func TestInotifyLimitsInside(t *testing.T) {
 			t.Errorf("%v, want it to name %s", err, sysctl)
 		}
 	}
-	set("max_inotify_instances", "1")
 	set("max_inotify_watches", "2")
-	w, err := NewWatcher()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	_, err = NewWatcher()
-	refused(err, "fs.inotify.max_user_instances")
-
+	instance := inotify.New()
+	defer instance.Close()
 	dir := t.TempDir()
 	if err := os.MkdirAll(dir+"/a/b/c", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the first has given back what it had
+	copied := func() error {
 		source, err := os.Open(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
 		_, err = New(t.Context(), Options{
-			Source: source, Target: "/copy", Watcher: w, Log: slog.New(slog.DiscardHandler),
+			Source: source, Target: "/copy", Inotify: instance, Log: slog.New(slog.DiscardHandler),
 			Dial: func(context.Context) (net.Conn, error) {
 				host, guest := net.Pipe()
 				go io.Copy(io.Discard, guest) // ends with host
 				return host, nil
 			},
 		})
-		refused(err, "fs.inotify.max_user_watches")
-		if n := w.watches(); n != 0 {
+		return err
+	}
+	set("max_inotify_instances", "0")
+	refused(copied(), "fs.inotify.max_user_instances")
+	set("max_inotify_instances", "1") // it is made when there is room
+	for range 2 {                     // the first has given back what it had
+		refused(copied(), "fs.inotify.max_user_watches")
+		if n := watches(t); n != 0 {
 			t.Errorf("%d watches are left", n)
 		}
 	}

@@ -218,7 +218,7 @@ func (s *snapshot) list(dir string) error {
 }
 
 func (s *snapshot) watch(fd int) error {
-	wd, err := s.c.opts.Watcher.add(s.c, fd)
+	wd, err := s.c.events.Add(fd, watched)
 	if err == nil {
 		s.watches[wd] = struct{}{}
 	}
@@ -274,7 +274,7 @@ func (s *snapshot) file(source int) error {
 
 // content writes the regular file that fd is of.
 func (s *snapshot) content(fd int, name string) error {
-	f, err := os.OpenFile(proc(fd), unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}

@@ -501,6 +501,24 @@ func TestAddRefuses(t *testing.T) {
 	}
 }
 
+// A container may begin before its server does.
+func TestADeadSocketIsAdded(t *testing.T) {
+	r := newRig(t)
+	path := hostPath(t)
+	dead(t, path)
+	guest, _ := r.add(path)
+	if got, _ := ask(guest, "question"); got != "" {
+		t.Errorf("a dead socket answers %q", got)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	serve(t, path, echo)
+	if got, err := ask(guest, "question"); got != "question" || err != nil {
+		t.Errorf("answer %q, %v", got, err)
+	}
+}
+
 func TestAddAgainTakesTheNewMode(t *testing.T) {
 	r := newRig(t)
 	path := hostPath(t)

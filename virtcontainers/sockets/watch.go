@@ -2,8 +2,6 @@ package sockets
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -11,18 +9,24 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/husk-containers/husk/virtcontainers/inotify"
 )
 
 const (
-	// maxDepth is how deep below its directory a Watcher looks, and maxWatched at how
-	// many directories and sockets.
-	maxDepth   = 3
-	maxWatched = 1000
+	// maxKnown bounds the sockets that a Watcher knows of, and maxQueued the events
+	// that wait for it. With more it looks at everything anew.
+	maxKnown  = 1000
+	maxQueued = 4096
+	// boundWithin is how soon after it appears a socket is looked at once more: bind
+	// makes the file first, and there is no event for what comes next.
+	boundWithin = 100 * time.Millisecond
 	// watchMask: what appears, goes, or gets another mode or owner.
-	watchMask = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ATTRIB |
-		unix.IN_ONLYDIR | unix.IN_EXCL_UNLINK
+	watchMask = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ATTRIB | unix.IN_ONLYDIR
 )
 
 // A Change is what has become of the sockets of a directory: their paths, relative
@@ -30,17 +34,31 @@ const (
 // or owner, is in Added again.
 type Change struct{ Added, Removed []string }
 
-// A Watcher follows the sockets in a directory of the host and in those below it, by
-// inotify. Symbolic links are not followed: what one leads to within the directory
-// is seen at its own place.
+// A Watcher follows the sockets in a directory of the host that a process of the
+// host is bound to. There may be others: a container's own, and those of servers
+// that are gone. Symbolic links are not followed: what one leads to within the
+// directory is seen at its own place.
+//
+// It follows the directory itself, the directories in it, and of deeper ones those
+// that hold a socket, or lead to one, when it begins. A container may fill the
+// directory, so what is no socket costs little: an event, and a stat of what appears.
 type Watcher struct {
 	root   *os.File
-	queue  *os.File // the inotify instance
 	log    *slog.Logger
-	depths map[string]int32 // watch of each directory; "." is the root
-	dirs   map[int32]string // and back
-	socks  map[string]bool
-	full   bool // and that was logged
+	bound  func(*os.File) bool
+	events *inotify.Subscriber
+	ready  chan struct{} // holds one when there are events
+
+	mu    sync.Mutex
+	queue []inotify.Event
+	lost  bool // events; then queue is of no use
+
+	// What is below belongs to Watch, then to Run.
+	watches map[string]int32     // of each directory that is followed; "." is the root
+	dirs    map[int32]string     // and back
+	socks   map[string]bool      // those that are known, and whether a process is bound to them
+	again   map[string]time.Time // when to look at one once more
+	logged  map[string]bool      // what was logged, once
 
 	// What has changed since it was last told.
 	added, removed map[string]bool
@@ -49,43 +67,65 @@ type Watcher struct {
 // Watch begins to follow the sockets of dir, an O_PATH file that stays the caller's
 // and open until Run has returned. It also returns those that are there. Either Run
 // or Close has to be called.
-func Watch(dir *os.File, log *slog.Logger) (*Watcher, []string, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+func Watch(dir *os.File, instance *inotify.Instance, log *slog.Logger) (*Watcher, []string, error) {
+	w, err := newWatcher(dir, instance, log, bound)
 	if err != nil {
-		return nil, nil, fmt.Errorf("watch %s for sockets: %w", dir.Name(), os.NewSyscallError("inotify_init1", err))
-	}
-	w := &Watcher{
-		root: dir, queue: os.NewFile(uintptr(fd), "inotify"), log: log,
-		depths: map[string]int32{}, dirs: map[int32]string{}, socks: map[string]bool{},
-		added: map[string]bool{}, removed: map[string]bool{},
-	}
-	if err := w.enter("."); err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("watch %s for sockets: %w", dir.Name(), err), w.queue.Close())
+		return nil, nil, fmt.Errorf("watch %s for sockets: %w", dir.Name(), err)
 	}
 	return w, w.take().Added, nil
 }
 
+func newWatcher(dir *os.File, instance *inotify.Instance, log *slog.Logger, bound func(*os.File) bool) (*Watcher, error) {
+	w := &Watcher{
+		root: dir, log: log, bound: bound, ready: make(chan struct{}, 1),
+		watches: map[string]int32{}, dirs: map[int32]string{}, socks: map[string]bool{},
+		again: map[string]time.Time{}, logged: map[string]bool{}, added: map[string]bool{}, removed: map[string]bool{},
+	}
+	w.events = instance.Subscribe(w.note)
+	if err := w.watch(dir, "."); err != nil {
+		w.Close()
+		return nil, err
+	}
+	w.lookAtAll()
+	return w, nil
+}
+
 // Close ends a Watcher that is not run.
-func (w *Watcher) Close() error { return w.queue.Close() }
+func (w *Watcher) Close() { w.events.Close() }
+
+// note keeps an event for Run.
+func (w *Watcher) note(e inotify.Event) {
+	w.mu.Lock()
+	switch {
+	case w.lost:
+	case e.Mask&unix.IN_Q_OVERFLOW != 0 || len(w.queue) == maxQueued:
+		w.lost, w.queue = true, nil
+	default:
+		w.queue = append(w.queue, e)
+	}
+	w.mu.Unlock()
+	select {
+	case w.ready <- struct{}{}:
+	default: // it has still to look
+	}
+}
 
 // Run reports changes until ctx ends, each when it is there, and closes the Watcher.
-// The error says why it cannot go on.
-func (w *Watcher) Run(ctx context.Context, report func(Change)) error {
-	stop := context.AfterFunc(ctx, func() { w.queue.Close() }) //nolint:errcheck // a read of it fails then
-	defer stop()
-	defer w.queue.Close() //nolint:errcheck // likewise
-	buf := make([]byte, 64<<10)
+func (w *Watcher) Run(ctx context.Context, report func(Change)) {
+	defer w.Close()
 	for {
-		n, err := w.queue.Read(buf)
-		if err == nil {
-			err = w.apply(buf[:n])
+		var due <-chan time.Time
+		if at := w.next(); !at.IsZero() {
+			due = time.After(time.Until(at))
 		}
-		if ctx.Err() != nil {
-			return nil
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.ready:
+			w.apply()
+		case <-due:
 		}
-		if err != nil {
-			return fmt.Errorf("watch %s for sockets: %w", w.root.Name(), err)
-		}
+		w.lookAgain(time.Now())
 		if c := w.take(); len(c.Added)+len(c.Removed) > 0 {
 			report(c)
 		}
@@ -108,170 +148,174 @@ func (w *Watcher) take() Change {
 	return c
 }
 
-// apply reads events: watch[4] mask[4] cookie[4] length[4] name[length].
-func (w *Watcher) apply(events []byte) error {
-	for len(events) >= unix.SizeofInotifyEvent {
-		watch := int32(binary.NativeEndian.Uint32(events))
-		mask := binary.NativeEndian.Uint32(events[4:])
-		size := int(binary.NativeEndian.Uint32(events[12:]))
-		name := strings.TrimRight(string(events[unix.SizeofInotifyEvent:unix.SizeofInotifyEvent+size]), "\x00")
-		events = events[unix.SizeofInotifyEvent+size:]
-		if mask&unix.IN_Q_OVERFLOW != 0 {
-			if err := w.again(); err != nil {
-				return err
-			}
-			continue
-		}
-		dir, known := w.dirs[watch]
-		switch {
+// apply sees to the events that have come.
+func (w *Watcher) apply() {
+	w.mu.Lock()
+	events, lost := w.queue, w.lost
+	w.queue, w.lost = nil, false
+	w.mu.Unlock()
+	if lost {
+		w.lookAtAll()
+		return
+	}
+	for _, e := range events {
+		dir, known := w.dirs[e.Watch]
+		switch name := path.Join(dir, e.Name); {
 		case !known:
-		case mask&unix.IN_IGNORED != 0: // the directory is gone
+		case e.Mask&unix.IN_IGNORED != 0: // the directory is gone
 			w.leave(dir)
-		case name != "":
-			if err := w.look(path.Join(dir, name), mask); err != nil {
-				return err
+		case e.Name == "":
+		case e.Mask&unix.IN_ISDIR != 0:
+			w.directory(dir, name, e.Mask)
+		case e.Mask&(unix.IN_DELETE|unix.IN_MOVED_FROM) != 0:
+			w.drop(name)
+		case e.Mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0:
+			w.appeared(name)
+		default: // its mode or owner
+			if _, known := w.socks[name]; known {
+				w.look(name)
 			}
 		}
 	}
-	return nil
 }
 
-// again looks at everything anew: events were lost.
-func (w *Watcher) again() error {
-	for name := range w.socks {
-		w.drop(name)
+// directory sees to an event of a directory in one that is followed.
+func (w *Watcher) directory(dir, name string, mask uint32) {
+	if mask&unix.IN_ATTRIB != 0 {
+		return
 	}
-	for name, watch := range w.depths {
-		if name != "." {
-			w.forget(name, watch)
+	w.leave(name) // gone, or another of that name
+	if dir == "." && mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0 {
+		w.follow(name)
+	}
+}
+
+// lookAtAll begins, or begins anew where events were lost.
+func (w *Watcher) lookAtAll() {
+	before := w.socks
+	w.socks = map[string]bool{}
+	clear(w.again)
+	for dir, watch := range w.watches {
+		if dir != "." {
+			w.forget(dir, watch)
 		}
 	}
-	return w.scan(".")
+	w.scan(".")
+	for _, dir := range w.find() {
+		w.follow(dir)
+	}
+	for name, was := range before {
+		if was && !w.socks[name] {
+			w.removed[name] = true
+		}
+	}
 }
 
-// look sees what there is at a path after an event.
-func (w *Watcher) look(name string, mask uint32) error {
-	if mask&(unix.IN_DELETE|unix.IN_MOVED_FROM) != 0 {
-		w.drop(name)
-		w.leave(name)
+// appeared looks at what may be a new socket, now and perhaps once more.
+func (w *Watcher) appeared(name string) {
+	w.look(name)
+	if isBound, known := w.socks[name]; known && !isBound {
+		w.again[name] = time.Now().Add(boundWithin)
 	}
-	kind, err := w.kind(name)
-	if err != nil || kind != unix.S_IFSOCK {
-		w.drop(name)
+}
+
+// next is when to look at something once more; zero: never.
+func (w *Watcher) next() time.Time {
+	var next time.Time
+	for _, at := range w.again {
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
 	}
+	return next
+}
+
+// lookAgain looks at what is due.
+func (w *Watcher) lookAgain(now time.Time) {
+	for name, at := range w.again {
+		if !at.After(now) {
+			delete(w.again, name)
+			w.look(name)
+		}
+	}
+}
+
+// look sees whether there is a socket, and a process bound to it.
+func (w *Watcher) look(name string) {
+	isSocket, isBound := w.kind(name)
+	if !isSocket {
+		w.drop(name)
+		return
+	}
+	was, known := w.socks[name]
+	if !known && len(w.socks) >= maxKnown {
+		w.tell("a directory of the host holds more sockets than are followed: connections to the others are refused", "max", maxKnown)
+		return
+	}
+	w.socks[name] = isBound
 	switch {
-	case err != nil:
-		return err
-	case kind == unix.S_IFSOCK:
-		w.add(name)
-	case kind == unix.S_IFDIR && mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0:
-		w.leave(name) // another of that name
-		return w.enter(name)
+	case isBound:
+		w.added[name] = true
+		delete(w.again, name)
+	case was:
+		delete(w.added, name)
+		w.removed[name] = true
 	}
+}
+
+// drop forgets a socket.
+func (w *Watcher) drop(name string) {
+	if w.socks[name] {
+		delete(w.added, name)
+		w.removed[name] = true
+	}
+	delete(w.socks, name)
+	delete(w.again, name)
+}
+
+// follow watches a directory, and looks for sockets in it.
+func (w *Watcher) follow(name string) {
+	if len(w.watches) >= maxDirs {
+		w.tell("a directory of the host holds more directories than are followed: sockets in the others are out of reach", "max", maxDirs)
+		return
+	}
+	f := w.open(name, unix.O_PATH|unix.O_DIRECTORY)
+	if f == nil {
+		return
+	}
+	defer f.Close() //nolint:errcheck // nothing was written
+	if err := w.watch(f, name); err != nil {
+		w.tell("sockets of the host in some directories are out of reach", "err", err)
+		return
+	}
+	w.scan(name)
+}
+
+func (w *Watcher) watch(dir *os.File, name string) error {
+	watch, err := w.events.Add(int(dir.Fd()), watchMask)
+	if err != nil {
+		return err
+	}
+	if old, twice := w.dirs[watch]; twice { // moved within, or mounted twice
+		delete(w.watches, old)
+	}
+	w.watches[name], w.dirs[watch] = watch, name
 	return nil
 }
 
-// kind is the file type at a path, 0 where there is nothing, or nothing that can be
-// reached without a symbolic link.
-func (w *Watcher) kind(name string) (uint32, error) {
-	f, err := w.open(name)
-	if f == nil {
-		return 0, err
-	}
-	defer f.Close() //nolint:errcheck // nothing was written
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return 0, os.NewSyscallError("fstat", err)
-	}
-	return st.Mode & unix.S_IFMT, nil
-}
-
-// open opens a path below the root; nil where that does not lead anywhere.
-func (w *Watcher) open(name string) (*os.File, error) {
-	fd, err := unix.Openat2(int(w.root.Fd()), name, &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
-	})
-	for _, gone := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES, unix.EXDEV, unix.EAGAIN} {
-		if errors.Is(err, gone) {
-			return nil, nil
+// scan looks at the sockets in a directory that is watched.
+func (w *Watcher) scan(dir string) {
+	w.list(dir, func(e fs.DirEntry) {
+		if e.Type()&fs.ModeSocket != 0 {
+			w.appeared(path.Join(dir, e.Name()))
 		}
-	}
-	if err != nil {
-		return nil, os.NewSyscallError("openat2", err)
-	}
-	return os.NewFile(uintptr(fd), name), nil
-}
-
-// enter watches a directory and what is in it already, unless it is too deep.
-func (w *Watcher) enter(name string) error {
-	if name != "." && strings.Count(name, "/") >= maxDepth || w.isFull() {
-		return nil
-	}
-	f, err := w.open(name)
-	if f == nil {
-		return err
-	}
-	defer f.Close() //nolint:errcheck // nothing was written
-	var watch int
-	cerr := w.control(func(fd int) {
-		watch, err = unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), watchMask)
 	})
-	if cerr != nil {
-		return cerr
-	}
-	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EACCES) {
-		return nil
-	}
-	if errors.Is(err, unix.ENOSPC) {
-		return errors.New("too many inotify watches on the host: raise fs.inotify.max_user_watches")
-	}
-	if err != nil {
-		return os.NewSyscallError("inotify_add_watch", err)
-	}
-	if old, twice := w.dirs[int32(watch)]; twice { // moved within, or mounted twice
-		delete(w.depths, old)
-	}
-	w.depths[name], w.dirs[int32(watch)] = int32(watch), name
-	return w.scan(name)
-}
-
-// control calls f with the inotify instance, which another goroutine may close.
-func (w *Watcher) control(f func(fd int)) error {
-	raw, err := w.queue.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(func(fd uintptr) { f(int(fd)) })
-}
-
-// scan looks at what is in a directory that is watched.
-func (w *Watcher) scan(name string) error {
-	f, err := w.open(name)
-	if f == nil {
-		return err
-	}
-	defer f.Close() //nolint:errcheck // nothing was written
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	for _, e := range entries {
-		switch below := path.Join(name, e.Name()); {
-		case e.Type()&fs.ModeSocket != 0:
-			w.add(below)
-		case e.IsDir():
-			if err := w.enter(below); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // leave forgets a directory and all below it.
 func (w *Watcher) leave(name string) {
 	below := func(p string) bool { return p == name || strings.HasPrefix(p, name+"/") || name == "." }
-	for dir, watch := range w.depths {
+	for dir, watch := range w.watches {
 		if below(dir) {
 			w.forget(dir, watch)
 		}
@@ -284,37 +328,15 @@ func (w *Watcher) leave(name string) {
 }
 
 func (w *Watcher) forget(dir string, watch int32) {
-	w.control(func(fd int) { //nolint:errcheck // closed, and every watch with it
-		unix.InotifyRmWatch(fd, uint32(watch)) //nolint:errcheck // the directory may be gone
-	})
-	delete(w.depths, dir)
+	w.events.Remove(watch)
+	delete(w.watches, dir)
 	delete(w.dirs, watch)
 }
 
-func (w *Watcher) add(name string) {
-	if !w.socks[name] && w.isFull() {
-		return
+// tell logs something once.
+func (w *Watcher) tell(what string, args ...any) {
+	if !w.logged[what] {
+		w.logged[what] = true
+		w.log.Info(what, append([]any{"directory", w.root.Name()}, args...)...)
 	}
-	w.socks[name], w.added[name] = true, true
-}
-
-func (w *Watcher) drop(name string) {
-	if w.socks[name] {
-		delete(w.socks, name)
-		delete(w.added, name)
-		w.removed[name] = true
-	}
-}
-
-// isFull tells, and logs once, that there is more than is followed.
-func (w *Watcher) isFull() bool {
-	if len(w.depths)+len(w.socks) < maxWatched {
-		return false
-	}
-	if !w.full {
-		w.full = true
-		w.log.Warn("a directory of the host holds more directories and sockets than are followed: connections to the others are refused",
-			"directory", w.root.Name(), "max", maxWatched)
-	}
-	return true
 }

@@ -20,10 +20,6 @@ const maxLog = 64 << 10
 
 // copy makes the guest's copy of the source, and has it follow.
 func (v *volume) copy(ctx context.Context) error {
-	watcher, err := v.table.watcher()
-	if err != nil {
-		return err
-	}
 	// The copy takes its file over; Report needs the source still.
 	src, err := duplicate(v.source.File)
 	if err != nil {
@@ -31,7 +27,7 @@ func (v *volume) copy(ctx context.Context) error {
 	}
 	v.made = true
 	v.following, err = copies.New(ctx, copies.Options{
-		Source: src, Target: v.path, Watcher: watcher, Log: v.table.opts.Log,
+		Source: src, Target: v.path, Inotify: v.table.inotify, Log: v.table.opts.Log,
 		Dial: func(ctx context.Context) (net.Conn, error) { return v.table.opts.Guest.Dial(ctx, files.Port) },
 	})
 	return err
@@ -94,28 +90,11 @@ func (m *Mount) Report(ctx context.Context) error {
 	return nil
 }
 
-// watcher returns the one that all copies share.
-func (t *Table) watcher() (*copies.Watcher, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.watch != nil {
-		return t.watch, nil
-	}
-	w, err := copies.NewWatcher()
-	t.watch = w
-	return w, err
-}
-
 // Close gives back what the table itself holds, after the last Release. A nil table
 // holds nothing.
 func (t *Table) Close() error {
 	if t == nil {
 		return nil
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.watch == nil {
-		return nil
-	}
-	return t.watch.Close()
+	return t.inotify.Close()
 }

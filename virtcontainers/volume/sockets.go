@@ -48,7 +48,7 @@ type socketDir struct {
 // watchSockets begins to look for sockets in the directory that a volume shows; nil
 // where that cannot be done.
 func (t *Table) watchSockets(v *volume) *socketDir {
-	w, present, err := sockets.Watch(v.source.File, t.opts.Log)
+	w, present, err := sockets.Watch(v.source.File, t.inotify, t.opts.Log)
 	if err != nil {
 		// Files are shared all the same.
 		t.opts.Log.Warn("sockets of the host in a directory are out of reach of its containers", "source", v.source.name, "err", err)
@@ -79,10 +79,7 @@ func (d *socketDir) follow(ctx context.Context) {
 	following, end := context.WithCancel(context.WithoutCancel(ctx))
 	d.end = end
 	d.done.Go(func() {
-		err := d.watcher.Run(following, func(c sockets.Change) { d.change(following, c) })
-		if err != nil {
-			d.volume.table.opts.Log.Warn("sockets of the host that appear from now on are out of reach", "err", err)
-		}
+		d.watcher.Run(following, func(c sockets.Change) { d.change(following, c) })
 	})
 }
 
@@ -163,12 +160,12 @@ func (d *socketDir) add(ctx context.Context, m *Mount, name string) error {
 	return nil
 }
 
-// stop ends what follow began, once no mount is left.
-func (d *socketDir) stop() error {
+// stop ends what watchSockets and follow began, once no mount is left.
+func (d *socketDir) stop() {
 	if d.end == nil {
-		return d.watcher.Close()
+		d.watcher.Close()
+		return
 	}
 	d.end()
 	d.done.Wait()
-	return nil
 }

@@ -19,6 +19,7 @@ import (
 
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 	"github.com/husk-containers/husk/virtcontainers/copies"
+	"github.com/husk-containers/husk/virtcontainers/inotify"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
 )
@@ -51,7 +52,8 @@ type Options struct {
 // share one: what one of them binds, locks or watches there, the others see. Its
 // methods are safe for concurrent use.
 type Table struct {
-	opts Options
+	opts    Options
+	inotify *inotify.Instance // of all that is watched on the host
 
 	follows chan struct{} // closed when there is something to follow
 	once    sync.Once
@@ -60,7 +62,6 @@ type Table struct {
 	last      int // number of a volume; none is used twice
 	volumes   map[key]*volume
 	followers []*Mount
-	watch     *copies.Watcher // nil before the first copy
 }
 
 // A key says which mounts share a volume.
@@ -74,7 +75,7 @@ type key struct {
 
 // New returns an empty table.
 func New(o Options) *Table {
-	return &Table{opts: o, volumes: map[key]*volume{}, follows: make(chan struct{})}
+	return &Table{opts: o, inotify: inotify.New(), volumes: map[key]*volume{}, follows: make(chan struct{})}
 }
 
 // A User is the container that mounts something.
@@ -233,7 +234,7 @@ func (t *Table) add(v *volume) *volume {
 	defer t.mu.Unlock()
 	if other := t.volumes[v.key]; other != nil && !v.key.private {
 		if v.sockets != nil {
-			v.sockets.stop() //nolint:errcheck // nothing was followed
+			v.sockets.stop()
 		}
 		other.users++
 		return other
@@ -419,7 +420,7 @@ func (v *volume) remove(ctx context.Context) error {
 		errs = append(errs, v.disconnect(ctx))
 	}
 	if v.sockets != nil {
-		errs = append(errs, v.sockets.stop())
+		v.sockets.stop()
 	}
 	switch {
 	case v.made && v.key.kind == Copied:

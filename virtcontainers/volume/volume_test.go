@@ -120,7 +120,7 @@ func bind(t *testing.T, source string, options ...string) (*spec.Bind, *specs.Mo
 func (h host) add(source string, options ...string) (*Mount, string) {
 	h.Helper()
 	b, m := bind(h.T, source, append(options, "rbind")...)
-	mnt, err := h.table.Add(h.Context(), User{ID: "c", Bundle: "/bundle", Spec: &specs.Spec{Linux: &specs.Linux{}}}, b)
+	mnt, err := h.table.Add(h.Context(), User{ID: "c", Bundle: "/bundle", Spec: &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{}}}, b)
 	h.must(err)
 	h.must(mnt.Ready(h.Context()))
 	return mnt, m.Source
