@@ -134,18 +134,24 @@ type Attributes struct {
 	Recursive bool
 	// ReadOnly is of the root alone, AllReadOnly of all mounts.
 	ReadOnly, AllReadOnly bool
-	// Follows: what is mounted or unmounted below the origin is here too.
-	Follows bool
 }
 
-// Attach attaches a clone at target. Before, it is made private, or to follow its
-// origin, so that nothing which is mounted or unmounted below it reaches the origin;
-// and read-only where asked: the guest never sees it writable.
+// Attach attaches a clone at target. Before, it is made private, so that nothing which
+// is mounted or unmounted below it reaches the origin, nor the other way; and read-only
+// where asked: the guest never sees it writable.
 func Attach(tree *os.File, target string, a Attributes) error {
-	propagation := uint64(unix.MS_PRIVATE)
-	if a.Follows {
-		propagation = unix.MS_SLAVE
+	return attach(tree, target, unix.MS_PRIVATE, a)
+}
+
+func attach(tree *os.File, target string, propagation uint64, a Attributes) error {
+	if err := set(tree, propagation, a); err != nil {
+		return err
 	}
+	return os.NewSyscallError("move_mount", unix.MoveMount(int(tree.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH))
+}
+
+// set gives a clone its propagation and attributes.
+func set(tree *os.File, propagation uint64, a Attributes) error {
 	set := func(all bool, attr unix.MountAttr) error {
 		flags := uint(unix.AT_EMPTY_PATH)
 		if all {
@@ -157,10 +163,7 @@ func Attach(tree *os.File, target string, a Attributes) error {
 	if err == nil && (a.ReadOnly || a.AllReadOnly) {
 		err = set(a.Recursive && a.AllReadOnly, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	}
-	if err != nil {
-		return err
-	}
-	return os.NewSyscallError("move_mount", unix.MoveMount(int(tree.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH))
+	return err
 }
 
 // Detach unmounts what is attached at target. That nothing is, is no error.

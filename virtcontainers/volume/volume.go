@@ -62,6 +62,7 @@ type Table struct {
 	last      int // number of a volume; none is used twice
 	volumes   map[key]*volume
 	followers []*Mount
+	mirrors   []*storage.Mirror
 }
 
 // A key says which mounts share a volume.
@@ -205,11 +206,7 @@ func (t *Table) take(k key, src *source) *volume {
 	if v := t.join(k); v != nil {
 		return v
 	}
-	v := &volume{table: t, key: k, source: src}
-	if k.kind == Shared && src.mode.IsDir() {
-		v.sockets = t.watchSockets(v)
-	}
-	return t.add(v)
+	return t.add(&volume{table: t, key: k, source: src})
 }
 
 // join returns the volume of a key, if there is one, with one user more.
@@ -233,9 +230,6 @@ func (t *Table) add(v *volume) *volume {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if other := t.volumes[v.key]; other != nil && !v.key.private {
-		if v.sockets != nil {
-			v.sockets.stop()
-		}
 		other.users++
 		return other
 	}
@@ -334,6 +328,8 @@ type volume struct {
 	following *copies.Copy
 	// disconnect takes a Socket away.
 	disconnect func(context.Context) error
+	// mirror is what a Shared one that follows the host is shown by.
+	mirror *storage.Mirror
 	// sockets are those in a Shared directory; nil for a file.
 	sockets *socketDir
 }
@@ -362,18 +358,26 @@ func (v *volume) place(b *spec.Bind) error {
 
 // share shows the source to the guest by virtio-fs.
 func (v *volume) share(b *spec.Bind) error {
-	var err error
-	if v.source.mode.IsDir() {
-		err = os.Mkdir(v.dir(), 0o755)
-	} else {
-		err = os.WriteFile(v.dir(), nil, 0o600)
+	how := storage.Attributes{Recursive: b.Recursive, ReadOnly: b.ReadOnly, AllReadOnly: b.AllReadOnly}
+	if !v.source.mode.IsDir() {
+		if err := os.WriteFile(v.dir(), nil, 0o600); err != nil {
+			return err
+		}
+		return storage.Attach(v.source.File, v.dir(), how)
 	}
-	if err != nil {
+	if err := os.Mkdir(v.dir(), 0o755); err != nil {
 		return err
 	}
-	return storage.Attach(v.source.File, v.dir(), storage.Attributes{
-		Recursive: b.Recursive, ReadOnly: b.ReadOnly, AllReadOnly: b.AllReadOnly, Follows: b.Follows,
-	})
+	err := error(nil)
+	if b.Follows {
+		err = v.follow(how)
+	} else {
+		err = storage.Attach(v.source.File, v.dir(), how)
+	}
+	if err == nil {
+		v.sockets = v.table.watchSockets(v)
+	}
+	return err
 }
 
 // ready does the guest's part.
@@ -433,6 +437,9 @@ func (v *volume) remove(ctx context.Context) error {
 		if !v.table.opts.Guest.Lost(err) {
 			errs = append(errs, err)
 		}
+	}
+	if v.mirror != nil {
+		errs = append(errs, v.unfollow())
 	}
 	if err := v.source.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		errs = append(errs, err)
