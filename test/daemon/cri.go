@@ -210,6 +210,7 @@ const cri2 = `
   pod_annotations = ["io.husk.*"]
   container_annotations = ["io.husk.*"]
   privileged_without_host_devices = true
+  privileged_without_host_devices_all_devices_allowed = true
 
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.husk-shim]
   runtime_type = "io.containerd.husk.v2"
@@ -217,4 +218,5 @@ const cri2 = `
   pod_annotations = ["io.husk.*"]
   container_annotations = ["io.husk.*"]
   privileged_without_host_devices = true
+  privileged_without_host_devices_all_devices_allowed = true
 `
