@@ -13,6 +13,8 @@ CONTAINERD_VERSION ?= v2.4.2
 BUILD := build
 BIN := $(BUILD)/bin
 GUEST := $(BUILD)/guest
+# Lies to bin as it does where it is installed, which is how it is found.
+LIB := $(BUILD)/lib/husk
 CONTAINERD := $(BUILD)/containerd-2.4
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
@@ -39,8 +41,13 @@ build: ## build shim, operator's tool and agent into build/bin
 	@mkdir -p $(BIN)
 	$(GO_BUILD) -o $(BIN)/ ./cmd/containerd-shim-husk-v2 ./cmd/husk ./cmd/husk-agent
 
+# See docs/decisions/026-virtiofsd-preload.md.
+$(LIB)/virtiofsd-preload.so: hypervisor/virtiofs/preload/open.c
+	@mkdir -p $(LIB)
+	gcc -std=gnu11 -O2 -Wall -Wextra -Werror -U_FORTIFY_SOURCE -fPIC -shared -s -Wl,-z,relro,-z,now -o $@ $<
+
 .PHONY: guest
-guest: build ## assemble the guest's kernel and image into build/guest
+guest: build $(LIB)/virtiofsd-preload.so ## assemble the guest's kernel and image into build/guest
 	@mkdir -p $(GUEST)
 	guest/build-crun.sh $(GUEST)/crun
 	@set -e; kernel=$$(ls /boot/vmlinuz-*-cloud-amd64 2>/dev/null | sort -V | tail -n 1); \
@@ -137,10 +144,11 @@ generate: ## generate code and pages from their sources
 
 .PHONY: install
 install: ## install programs, guest, configuration and containerd drop-in
-	@for file in $(addprefix $(BIN)/,containerd-shim-husk-v2 husk) $(addprefix $(GUEST)/,vmlinuz initrd.img); do \
+	@for file in $(addprefix $(BIN)/,containerd-shim-husk-v2 husk) $(addprefix $(GUEST)/,vmlinuz initrd.img) $(LIB)/virtiofsd-preload.so; do \
 		test -e $$file || { echo "make: $$file is missing; first run make guest" >&2; exit 1; }; done
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/husk $(DESTDIR)/etc/husk $(DESTDIR)/etc/containerd/conf.d
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin lib/husk share/husk) $(DESTDIR)/etc/husk $(DESTDIR)/etc/containerd/conf.d
 	install -m 755 $(BIN)/containerd-shim-husk-v2 $(BIN)/husk $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 $(LIB)/virtiofsd-preload.so $(DESTDIR)$(PREFIX)/lib/husk/
 	install -m 644 $(GUEST)/vmlinuz $(GUEST)/initrd.img $(DESTDIR)$(PREFIX)/share/husk/
 	sed 's|"/usr/share/husk/|"$(PREFIX)/share/husk/|' configuration.toml > $(BUILD)/configuration.toml
 	install -m 644 $(BUILD)/configuration.toml $(DESTDIR)/etc/husk/configuration.toml.new
@@ -154,8 +162,8 @@ install: ## install programs, guest, configuration and containerd drop-in
 uninstall: ## take away all that install put in place
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,containerd-shim-husk-v2 husk)
 	rm -f $(DESTDIR)/etc/containerd/conf.d/husk.toml
-	rm -rf $(DESTDIR)$(PREFIX)/share/husk $(DESTDIR)/etc/husk
-	@for dir in /etc/containerd/conf.d /etc/containerd $(PREFIX)/bin $(PREFIX)/share; do rmdir $(DESTDIR)$$dir 2>/dev/null || true; done
+	rm -rf $(DESTDIR)$(PREFIX)/lib/husk $(DESTDIR)$(PREFIX)/share/husk $(DESTDIR)/etc/husk
+	@for dir in /etc/containerd/conf.d /etc/containerd $(PREFIX)/bin $(PREFIX)/lib $(PREFIX)/share; do rmdir $(DESTDIR)$$dir 2>/dev/null || true; done
 
 .PHONY: clean
 clean: ## remove what was built

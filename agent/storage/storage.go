@@ -25,6 +25,7 @@ type Set struct {
 
 	turn    chan struct{} // holds one token while nobody changes anything
 	mounted map[string]*mount
+	demands map[uint64]*demand // by the size of a page
 }
 
 // A mount is a storage, and what has been done for it.
@@ -32,6 +33,7 @@ type mount struct {
 	storage *agentv1.Storage
 	there   bool   // it is mounted
 	pages   uint64 // that the pool was enlarged by
+	demands bool   // it is one of the volumes of a demand
 }
 
 // New returns an empty Set, whose storages of memory are below volumes. That is
@@ -48,7 +50,10 @@ func New(volumes string) (*Set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up the directory of volumes %s: %w", volumes, err)
 	}
-	s := &Set{volumes: volumes, pools: sysfs("/sys/kernel/mm/hugepages"), turn: make(chan struct{}, 1), mounted: make(map[string]*mount)}
+	s := &Set{
+		volumes: volumes, pools: sysfs("/sys/kernel/mm/hugepages"),
+		turn: make(chan struct{}, 1), mounted: make(map[string]*mount), demands: make(map[uint64]*demand),
+	}
 	s.turn <- struct{}{}
 	return s, nil
 }
@@ -108,7 +113,7 @@ func (s *Set) mount(st *agentv1.Storage, directories []*agentv1.Directory) (err 
 	case agentv1.Storage_KIND_TMPFS:
 		err = m.memory("tmpfs", sizeOption(st))
 	case agentv1.Storage_KIND_HUGETLBFS:
-		if m.pages, err = addPages(s.pools, st.GetPageBytes(), st.GetSizeBytes()); err == nil {
+		if err = s.provide(m); err == nil {
 			err = m.memory("hugetlbfs", fmt.Sprintf("pagesize=%d%s", st.GetPageBytes(), sizeOption(st)))
 		}
 	default:
@@ -125,6 +130,18 @@ func (s *Set) mount(st *agentv1.Storage, directories []*agentv1.Directory) (err 
 	}
 	s.mounted[st.GetTarget()] = m
 	return nil
+}
+
+// provide sees to huge pages for a volume: all of its size, or of none those that are
+// asked for.
+func (s *Set) provide(m *mount) (err error) {
+	if m.storage.GetSizeBytes() > 0 {
+		m.pages, err = addPages(s.pools, m.storage.GetPageBytes(), m.storage.GetSizeBytes())
+		return err
+	}
+	err = s.addDemand(m.storage.GetPageBytes())
+	m.demands = err == nil
+	return err
 }
 
 // share mounts a directory of the host. The mount is shared, for what the agent
@@ -260,6 +277,12 @@ func (s *Set) unmount(m *mount) error {
 			return err
 		}
 		m.pages = 0
+	}
+	if m.demands {
+		if err := s.removeDemand(m.storage.GetPageBytes()); err != nil {
+			return err
+		}
+		m.demands = false
 	}
 	return nil
 }

@@ -37,21 +37,31 @@ func TestMain(m *testing.M) {
 }
 
 // memory is a machine with so many huge pages of 2 MiB free or in the pool.
-type memory struct{ pool, most uint64 }
+type memory struct{ pool, most, surplus, overcommit uint64 }
 
 const hugePage = 2 << 20
 
-func (m *memory) Get(pageBytes uint64) (uint64, error) {
+func (m *memory) Get(pageBytes uint64) (pool, error) {
 	if pageBytes != hugePage {
-		return 0, fmt.Errorf("no such pages: %w", errdefs.ErrNotFound)
+		return pool{}, fmt.Errorf("no such pages: %w", errdefs.ErrNotFound)
 	}
-	return m.pool, nil
+	return pool{m.pool, m.surplus, m.overcommit}, nil
 }
 
 func (m *memory) Set(_, pages uint64) error {
+	if pages > m.pool {
+		m.surplus -= min(m.surplus, pages-m.pool)
+	}
 	m.pool = min(pages, m.most)
 	return nil
 }
+
+func (m *memory) SetOvercommit(_, pages uint64) error {
+	m.overcommit = pages
+	return nil
+}
+
+func (m *memory) Memory() (uint64, error) { return m.most*hugePage + 1, nil }
 
 func newSet(t *testing.T) (*Set, *memory) {
 	t.Helper()
@@ -73,7 +83,7 @@ func newSet(t *testing.T) (*Set, *memory) {
 			t.Error(err)
 		}
 	})
-	m := &memory{pool: 3, most: 20}
+	m := &memory{pool: 3, most: 20, overcommit: 1}
 	s.pools = m
 	return s, m
 }
@@ -273,6 +283,37 @@ func TestHugePages(t *testing.T) {
 	}
 }
 
+// Volumes without a size get their pages on demand, as long as there is one of them.
+func TestHugePagesOnDemand(t *testing.T) {
+	s, m := newSet(t)
+	volumes := []*agentv1.Storage{s.hugetlbfs("0", 0), s.hugetlbfs("1", 0)}
+	for _, st := range volumes {
+		if err := s.MountStorage(t.Context(), st, nil); err != nil || m.pool != 3 || m.overcommit != 20 {
+			t.Errorf("%v, a pool of %+v", err, *m)
+		}
+	}
+	if err := s.MountStorage(t.Context(), s.hugetlbfs("2", 0), []*agentv1.Directory{{Path: "none/x"}}); err == nil {
+		t.Error("no error")
+	}
+	for i, st := range volumes {
+		if want := []uint64{20, 1}[i]; s.UnmountStorage(t.Context(), st.Target) != nil || m.overcommit != want {
+			t.Errorf("a pool of %+v, want %d on demand", *m, want)
+		}
+	}
+}
+
+// Pages that are in use beyond the pool are none for a volume that has a size.
+func TestHugePagesBesideThoseOnDemand(t *testing.T) {
+	p := &memory{pool: 3, most: 20, surplus: 2}
+	pages, err := addPages(p, hugePage, 4*hugePage)
+	if err != nil || p.pool != 3+2+4 || p.surplus != 0 {
+		t.Errorf("%v, a pool of %+v", err, *p)
+	}
+	if err := removePages(p, hugePage, pages); err != nil || p.pool != 3 {
+		t.Errorf("%v, a pool of %+v", err, *p)
+	}
+}
+
 // TestKernelsPools reads what this machine's kernel has, and leaves it.
 func TestKernelsPools(t *testing.T) {
 	const s = sysfs("/sys/kernel/mm/hugepages")
@@ -284,7 +325,7 @@ func TestKernelsPools(t *testing.T) {
 		t.Fatal(err)
 	}
 	if os.Geteuid() == 0 {
-		if err := s.Set(hugePage, have); err != nil {
+		if err := s.Set(hugePage, have.pages); err != nil {
 			t.Skip(err)
 		}
 	}
@@ -300,19 +341,18 @@ func TestKernelsHugePages(t *testing.T) {
 		t.Skip("not in a guest")
 	}
 	s, _ := newSet(t)
-	const pool = sysfs("/sys/kernel/mm/hugepages")
-	s.pools = pool
-	has := func(want uint64) {
+	s.pools = sysfs("/sys/kernel/mm/hugepages")
+	has := func(pages, surplus uint64) {
 		t.Helper()
-		if n, err := pool.Get(hugePage); n != want || err != nil {
-			t.Errorf("a pool of %d pages, %v, want %d", n, err, want)
+		if got, err := s.pools.Get(hugePage); got != (pool{pages: pages, surplus: surplus}) || err != nil {
+			t.Errorf("a pool of %+v, %v, want %d pages and %d", got, err, pages, surplus)
 		}
 	}
 	st := s.hugetlbfs("0", 6*hugePage)
 	if err := s.MountStorage(t.Context(), st, nil); err != nil {
 		t.Fatal(err)
 	}
-	has(6)
+	has(6, 0)
 	f, err := os.Create(st.Target + "/file")
 	if err != nil {
 		t.Fatal(err)
@@ -330,13 +370,65 @@ func TestKernelsHugePages(t *testing.T) {
 		t.Errorf("more than there is memory: %v", err)
 	}
 	t.Log(err)
-	has(6)
+	has(6, 0)
 	if err := s.UnmountStorage(t.Context(), st.Target); err != nil {
 		t.Fatal(err)
 	}
-	has(6) // surplus pages, for the file is open
+	has(0, 6) // the file is open
 	f.Close()
-	has(0)
+	has(0, 0)
+}
+
+// TestKernelsHugePagesOnDemand maps a file of a volume without a size.
+func TestKernelsHugePagesOnDemand(t *testing.T) {
+	if os.Getenv("HUSK_TEST_IN_GUEST") == "" {
+		t.Skip("not in a guest")
+	}
+	s, _ := newSet(t)
+	s.pools = sysfs("/sys/kernel/mm/hugepages")
+	before, err := s.pools.Get(hugePage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := s.hugetlbfs("0", 0)
+	if err := s.MountStorage(t.Context(), st, nil); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(st.Target + "/file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data, err := unix.Mmap(int(f.Fd()), 0, 4*hugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(data); i += hugePage {
+		data[i] = 1
+	}
+	if got, err := s.pools.Get(hugePage); got.pages != before.pages || got.surplus != 4 || err != nil {
+		t.Errorf("a pool of %+v, %v, was %+v", got, err, before)
+	}
+	if _, err := unix.Mmap(int(f.Fd()), 0, 1<<40, unix.PROT_READ, unix.MAP_SHARED); err != unix.ENOMEM {
+		t.Errorf("more than there is memory: %v", err)
+	}
+	if err := s.UnmountStorage(t.Context(), st.Target); err != nil {
+		t.Fatal(err)
+	}
+	// What is in use stays, but no more is to be had.
+	if got, err := s.pools.Get(hugePage); got.overcommit != before.overcommit || got.surplus != 4 || err != nil {
+		t.Errorf("unmounted: a pool of %+v, %v", got, err)
+	}
+	if _, err := unix.Mmap(int(f.Fd()), 0, 5*hugePage, unix.PROT_READ, unix.MAP_SHARED); err != unix.ENOMEM {
+		t.Errorf("a page more: %v", err)
+	}
+	f.Close()
+	if err := unix.Munmap(data); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.pools.Get(hugePage); got != before || err != nil {
+		t.Errorf("at the end: a pool of %+v, %v, was %+v", got, err, before)
+	}
 }
 
 // TestPropagation mounts a volume that a slave of the directory is to see.

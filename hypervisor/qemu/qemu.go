@@ -243,8 +243,8 @@ const deathGrace = 250 * time.Millisecond
 func (q *QEMU) startVirtiofsd(ctx context.Context, cfg hypervisor.Config, share hypervisor.Share) (*virtiofs.Daemon, error) {
 	return virtiofs.Start(ctx, virtiofs.Options{
 		Path: q.Virtiofsd, Dir: share.Dir, SocketDir: cfg.Dir, Cache: virtiofs.Cache(q.VirtiofsdCache),
-		ThreadPoolSize: q.VirtiofsdThreads,
-		Started:        func(name string, pid int) error { return started(cfg, name, pid) },
+		ThreadPoolSize: q.VirtiofsdThreads, Log: q.Log,
+		Started: func(name string, pid int) error { return started(cfg, name, pid) },
 	})
 }
 

@@ -142,12 +142,16 @@ func (d Dialect) args(p params) []string {
 // env is the daemon's whole environment. With a thread pool C is
 // killed by its own seccomp filter when a ninth thread allocates: glibc 2.36 then
 // asks by sched_getaffinity how many CPUs there are, to limit its arenas. It does
-// not ask when it is told the limit.
-func (d Dialect) env() []string {
-	if d == C {
-		return []string{"MALLOC_ARENA_MAX=8"}
+// not ask when it is told the limit. The library preloaded, if any, is for C alone.
+func (d Dialect) env(preload string) []string {
+	if d != C {
+		return nil
 	}
-	return nil
+	env := []string{"MALLOC_ARENA_MAX=8"}
+	if preload != "" {
+		env = append(env, "LD_PRELOAD="+preload)
+	}
+	return env
 }
 
 // optionEscaper quotes a value within the list after C's -o.

@@ -68,11 +68,43 @@ func TestArgs(t *testing.T) {
 	}
 }
 
-func TestEnvKeepsCFromItsSeccompFilter(t *testing.T) {
-	if got := C.env(); !slices.Equal(got, []string{"MALLOC_ARENA_MAX=8"}) {
+func TestEnv(t *testing.T) {
+	if got := C.env(""); !slices.Equal(got, []string{"MALLOC_ARENA_MAX=8"}) {
 		t.Errorf("C's environment is %q", got)
 	}
-	if got := Rust.env(); len(got) > 0 {
+	if got := C.env("/lib/a.so"); !slices.Equal(got, []string{"MALLOC_ARENA_MAX=8", "LD_PRELOAD=/lib/a.so"}) {
+		t.Errorf("C's environment is %q", got)
+	}
+	if got := Rust.env("/lib/a.so"); len(got) > 0 {
 		t.Errorf("Rust's environment is %q", got)
+	}
+}
+
+func TestFindPreload(t *testing.T) {
+	for name, tt := range map[string]struct {
+		prefix string
+		there  bool
+		err    string
+	}{
+		"there":            {"prefix", true, ""},
+		"missing":          {"prefix", false, "no such file or directory: a pod that creates"},
+		"not for a linker": {"a prefix", true, "no path with a colon or a space"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			prefix := filepath.Join(t.TempDir(), tt.prefix)
+			want := filepath.Join(prefix, "lib/husk/virtiofsd-preload.so")
+			if err := os.MkdirAll(filepath.Dir(want), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if tt.there {
+				if err := os.WriteFile(want, nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got, err := findPreload(filepath.Join(prefix, "bin/program"))
+			if tt.err == "" && (got != want || err != nil) || tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err)) {
+				t.Errorf("%q, %v, want %q", got, err, want)
+			}
+		})
 	}
 }

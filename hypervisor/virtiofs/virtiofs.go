@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,6 +49,8 @@ type Options struct {
 	// Started, if not nil, is called right after the process was spawned. Its
 	// error fails Start.
 	Started func(name string, pid int) error
+	// Log is told what the daemon lacks; nil means slog.Default().
+	Log *slog.Logger
 }
 
 // A Daemon is a running virtiofsd. Its methods are safe for concurrent use.
@@ -157,13 +160,19 @@ func (opts Options) spec(ctx context.Context) (child.Spec, error) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return child.Spec{}, fmt.Errorf("read the limit of open files: %w", err)
 	}
+	var preload string
+	if version.Dialect == C {
+		if preload, err = FindPreload(); err != nil {
+			opts.log().Warn("virtiofsd runs without a correction", "err", err)
+		}
+	}
 	return child.Spec{
 		Path: opts.Path,
 		Args: version.Dialect.args(params{
 			fd: listenFD, dir: opts.Dir, cache: opts.Cache, threadPoolSize: opts.ThreadPoolSize,
 			nofile: min(limit.Max, maxFiles),
 		}),
-		Env: version.Dialect.env(),
+		Env: version.Dialect.env(preload),
 		// The daemon forks a child for its sandbox. In a pid namespace the kernel
 		// ends that one with it, however it ends.
 		Namespaces: unix.CLONE_NEWPID,
@@ -173,6 +182,13 @@ func (opts Options) spec(ctx context.Context) (child.Spec, error) {
 		// fsGroup. The guest's kernel has checked who may; Rust keeps what it needs.
 		KeepCapabilities: version.Dialect == C,
 	}, nil
+}
+
+func (opts Options) log() *slog.Logger {
+	if opts.Log != nil {
+		return opts.Log
+	}
+	return slog.Default()
 }
 
 // connect makes the daemon's listening socket with the one connection to it already

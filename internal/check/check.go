@@ -135,7 +135,13 @@ func virtiofsd(ctx context.Context, path string) Result {
 	if err != nil {
 		return Result{Fail, name, err.Error()}
 	}
-	return Result{OK, name, fmt.Sprintf("%s %s (%s)", path, version.Number, version.Dialect)}
+	found := fmt.Sprintf("%s %s (%s)", path, version.Number, version.Dialect)
+	if version.Dialect == virtiofs.C {
+		if _, err := virtiofs.FindPreload(); err != nil {
+			return Result{Warn, name, found + ": " + err.Error()}
+		}
+	}
+	return Result{OK, name, found}
 }
 
 // file checks an image of the guest's, and that a VM's user can read it.

@@ -209,3 +209,15 @@ func TestCgroups(t *testing.T) {
 		})
 	}
 }
+
+// This test's program is not installed, and so nothing is beside it.
+func TestVirtiofsdOfCWantsItsPreload(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "virtiofsd")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\necho 'virtiofsd version 7.2.22'\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := virtiofsd(t.Context(), path)
+	if r.Level != Warn || !strings.HasPrefix(r.Text, path+" 7.2.22 (C): ") || !strings.Contains(r.Text, "virtiofsd-preload.so") {
+		t.Errorf("%+v", r)
+	}
+}

@@ -193,6 +193,20 @@ func TestPrivilegedIsSoInItsGuest(t *testing.T) {
 	})
 }
 
+// TestPrivilegedUsesADeviceOfItsGuest: the node's path means the guest's device.
+func TestPrivilegedUsesADeviceOfItsGuest(t *testing.T) {
+	each(t, setup{husk: true}, func(e *env) {
+		if strings.Contains(e.Name(), "/containerd-1.6/") {
+			e.Skip("containerd 1.6 allows a privileged container no more devices than another one")
+		}
+		p := e.run("device", privilegedPod)
+		a := p.start("a", idle, privileged, func(c *runtime.ContainerConfig) {
+			c.Mounts = []*runtime.Mount{{HostPath: "/dev/net/tun", ContainerPath: "/dev/net/tun"}}
+		})
+		a.want("tunctl -t tun7 > /dev/null && ip link show tun7 | grep -o tun7:", "tun7:")
+	})
+}
+
 func TestResourcesAreTheContainers(t *testing.T) {
 	each(t, setup{}, func(e *env) {
 		p := e.run("resources")

@@ -64,7 +64,7 @@ func TestStoragesOfMemory(t *testing.T) {
 			privileged(s)
 			s.Mounts = append(s.Mounts, program)
 		})
-		if r.code != 0 || strings.Contains(r.stdout, "--- SKIP") || !strings.Contains(r.stdout, "--- PASS: TestKernelsHugePages") {
+		if r.code != 0 || strings.Contains(r.stdout, "--- SKIP") || !strings.Contains(r.stdout, "--- PASS: TestKernelsHugePagesOnDemand") {
 			e.Errorf("%v", r)
 		}
 	})

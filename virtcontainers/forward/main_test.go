@@ -2,6 +2,7 @@ package forward
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -58,11 +60,7 @@ func TestMain(m *testing.M) {
 
 // guestMain runs in a network namespace of its own until stdin ends.
 func guestMain(path string) error {
-	handle, err := netlink.NewHandle()
-	if err != nil {
-		return err
-	}
-	if err := setUp(handle); err != nil {
+	if err := setUp(netns.None()); err != nil {
 		return err
 	}
 	for _, addr := range []string{"127.0.0.1:7", "[::1]:7", "10.99.0.5:7", "[fd99::5]:7", "127.0.0.1:80", "[::1]:8"} {
@@ -145,8 +143,14 @@ func packetEcho(addr string) error {
 	return nil
 }
 
-// setUp gives lo its own addresses and a pod's.
-func setUp(handle *netlink.Handle) error {
+// setUp gives lo of a network namespace its own addresses and a pod's; of none, of
+// this thread's.
+func setUp(ns netns.NsHandle) error {
+	handle, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
 	lo, err := handle.LinkByName("lo")
 	if err != nil {
 		return err
@@ -154,6 +158,11 @@ func setUp(handle *netlink.Handle) error {
 	if err := handle.LinkSetUp(lo); err != nil {
 		return err
 	}
+	routes, err := nl.SubscribeAt(ns, netns.None(), unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer routes.Close()
 	for _, addr := range []netip.Addr{podV4, podV6} {
 		ip := net.IP(addr.AsSlice())
 		bits := addr.BitLen()
@@ -161,7 +170,35 @@ func setUp(handle *netlink.Handle) error {
 			return fmt.Errorf("add %s: %w", addr, err)
 		}
 	}
-	return nil
+	return awaitLocal(routes, podV6)
+}
+
+// awaitLocal reads until addr has its route to this host: of IPv6 the kernel makes
+// it some time after the address, and until then there is no connection to it.
+func awaitLocal(routes *nl.NetlinkSocket, addr netip.Addr) error {
+	if err := routes.SetReceiveTimeout(&unix.Timeval{Sec: int64(limit / time.Second)}); err != nil {
+		return err
+	}
+	for {
+		messages, _, err := routes.Receive()
+		if err != nil {
+			return fmt.Errorf("wait for the route to %s: %w", addr, err)
+		}
+		for _, m := range messages {
+			if m.Header.Type != unix.RTM_NEWROUTE || nl.DeserializeRtMsg(m.Data).Type != unix.RTN_LOCAL {
+				continue
+			}
+			attributes, err := nl.ParseRouteAttr(m.Data[unix.SizeofRtMsg:])
+			if err != nil {
+				return err
+			}
+			for _, a := range attributes {
+				if a.Attr.Type == unix.RTA_DST && bytes.Equal(a.Value, addr.AsSlice()) {
+					return nil
+				}
+			}
+		}
+	}
 }
 
 func needRoot(t *testing.T) {
@@ -244,12 +281,7 @@ func newPod(t *testing.T) *os.File {
 
 func setUpNamespace(t *testing.T, ns *os.File) {
 	t.Helper()
-	handle, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer handle.Close()
-	if err := setUp(handle); err != nil {
+	if err := setUp(netns.NsHandle(ns.Fd())); err != nil {
 		t.Fatal(err)
 	}
 }

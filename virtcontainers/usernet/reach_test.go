@@ -10,9 +10,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
@@ -94,19 +94,29 @@ func wire(t *testing.T, do func()) {
 	settle(t)
 }
 
-// settle waits until the kernel takes the addresses of this namespace for its own: of
-// IPv6 those are tentative until it has seen the carrier, which on a busy machine it
-// does late.
+// settle waits until the kernel takes the addresses of this namespace for its own: it
+// has a local route to each. Those of IPv6 it makes by a work queue, and to an address
+// that is tentative not before it has seen the carrier.
 func settle(t *testing.T) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+	news, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+	must(t, err)
+	defer news.Close()
+	must(t, news.SetReceiveTimeout(&unix.Timeval{Sec: 60}))
+	for {
 		addrs, err := netlink.AddrList(nil, netlink.FAMILY_V6)
 		must(t, err)
-		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }) {
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6,
+			&netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		must(t, err)
+		without := slices.DeleteFunc(addrs, func(a netlink.Addr) bool {
+			return slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.IP.Equal(a.IP) })
+		})
+		if len(without) == 0 {
 			return
 		}
-		if time.Now().After(end) {
-			t.Fatalf("still tentative: %v", addrs)
+		if _, _, err := news.Receive(); err != nil {
+			t.Fatalf("wait for routes to %v: %v", without, err)
 		}
 	}
 }

@@ -36,7 +36,8 @@ const (
 	Storage_KIND_VIRTIOFS    Storage_Kind = 1
 	// In the guest's memory.
 	Storage_KIND_TMPFS Storage_Kind = 2
-	// In the guest's huge pages, which are reserved for it.
+	// In the guest's huge pages: with a size so many are reserved for it, without
+	// one they are made as they are asked for.
 	Storage_KIND_HUGETLBFS Storage_Kind = 3
 )
 
