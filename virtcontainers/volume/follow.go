@@ -78,7 +78,7 @@ func (t *Table) hold(ctx context.Context) {
 			t.mu.Lock()
 			m.held = dirs
 			t.mu.Unlock()
-		} else if !t.opts.Guest.Lost(err) {
+		} else if ctx.Err() == nil && !t.opts.Guest.Lost(err) {
 			t.opts.Log.Warn("a file system that the host mounted later is not held in the guest", "container", m.user.ID, "field", m.bind.Field, "err", err)
 		}
 	}
@@ -134,11 +134,13 @@ func (v *volume) unfollow() error {
 // eachMount calls f, and again after each change of this process's mounts, until ctx
 // ends. The kernel tells by an exceptional condition on mountinfo (proc(5)).
 func eachMount(ctx context.Context, f func()) error {
-	mounts, err := os.Open("/proc/thread-self/mountinfo")
+	// Not by os.Open: Go's own poller would take part of the conditions, of which the
+	// kernel tells a file once.
+	mounts, err := unix.Open("/proc/thread-self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return fmt.Errorf("open mountinfo: %w", err)
 	}
-	defer mounts.Close() //nolint:errcheck // read only
+	defer unix.Close(mounts) //nolint:errcheck // read only
 	end, ended, err := os.Pipe()
 	if err != nil {
 		return err
@@ -147,7 +149,7 @@ func eachMount(ctx context.Context, f func()) error {
 	defer ended.Close()                                      //nolint:errcheck // it may be closed
 	stop := context.AfterFunc(ctx, func() { ended.Close() }) //nolint:errcheck // it ends the poll
 	defer stop()
-	fds := []unix.PollFd{{Fd: int32(mounts.Fd()), Events: unix.POLLPRI}, {Fd: int32(end.Fd()), Events: unix.POLLIN}}
+	fds := []unix.PollFd{{Fd: int32(mounts), Events: unix.POLLPRI}, {Fd: int32(end.Fd()), Events: unix.POLLIN}}
 	for {
 		f()
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {

@@ -324,38 +324,3 @@ func TestDevicesAreTheGuests(t *testing.T) {
 	}
 	h.release(all)
 }
-
-func (g *fakeGuest) HoldFileSystems(_ context.Context, r *agentv1.HoldFileSystemsRequest) (*agentv1.HoldFileSystemsResponse, error) {
-	g.held <- r
-	return &agentv1.HoldFileSystemsResponse{}, r.Validate()
-}
-
-func TestTheAgentIsToldOfLaterMounts(t *testing.T) {
-	h := newHost(t)
-	h.guest.held = make(chan *agentv1.HoldFileSystemsRequest, 8)
-	src := h.source()
-	h.must(unix.Mount(src, src, "", unix.MS_BIND, ""))
-	t.Cleanup(func() { mount.UnmountRecursive(src, unix.MNT_DETACH) }) //nolint:errcheck // the test's own
-	h.must(unix.Mount("", src, "", unix.MS_SHARED, ""))
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { defer close(done); h.table.Follow(ctx) }()
-
-	still, _ := h.add(src)
-	m, path := h.add(src, "rslave")
-	if dirs, err := m.FileSystems(); err != nil || !slices.Equal(dirs, []string{path}) {
-		t.Errorf("file systems %v, %v", dirs, err)
-	}
-	h.tmpfs(filepath.Join(src, "later"), 64)
-	got := <-h.guest.held
-	if want := []string{path + "/later"}; got.ContainerId != "c" || !slices.Equal(got.FileSystems, want) {
-		t.Errorf("the agent is told of %v, want %v", got, want)
-	}
-	h.release(m, still)
-	h.tmpfs(filepath.Join(src, "latest"), 64)
-	cancel()
-	<-done
-	if len(h.guest.held) > 0 {
-		t.Errorf("of a container that is gone the agent is told of %v", <-h.guest.held)
-	}
-}
