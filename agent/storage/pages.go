@@ -87,7 +87,8 @@ func (s *Set) addDemand(pageBytes uint64) error {
 	if err != nil {
 		return err
 	}
-	err = s.pools.SetOvercommit(pageBytes, max(have.overcommit, memory/pageBytes))
+	most := (memory - memory/8) / pageBytes // the rest is for programs and the kernel
+	err = s.pools.SetOvercommit(pageBytes, max(have.overcommit, most))
 	// Pages that are too large for the kernel's allocator are in the pool or nowhere.
 	if err != nil && !errors.Is(err, unix.EINVAL) {
 		return err

@@ -61,7 +61,7 @@ func (m *memory) SetOvercommit(_, pages uint64) error {
 	return nil
 }
 
-func (m *memory) Memory() (uint64, error) { return m.most*hugePage + 1, nil }
+func (m *memory) Memory() (uint64, error) { return 24*hugePage + 1, nil }
 
 func newSet(t *testing.T) (*Set, *memory) {
 	t.Helper()
@@ -288,7 +288,7 @@ func TestHugePagesOnDemand(t *testing.T) {
 	s, m := newSet(t)
 	volumes := []*agentv1.Storage{s.hugetlbfs("0", 0), s.hugetlbfs("1", 0)}
 	for _, st := range volumes {
-		if err := s.MountStorage(t.Context(), st, nil); err != nil || m.pool != 3 || m.overcommit != 20 {
+		if err := s.MountStorage(t.Context(), st, nil); err != nil || m.pool != 3 || m.overcommit != 21 {
 			t.Errorf("%v, a pool of %+v", err, *m)
 		}
 	}
@@ -296,7 +296,7 @@ func TestHugePagesOnDemand(t *testing.T) {
 		t.Error("no error")
 	}
 	for i, st := range volumes {
-		if want := []uint64{20, 1}[i]; s.UnmountStorage(t.Context(), st.Target) != nil || m.overcommit != want {
+		if want := []uint64{21, 1}[i]; s.UnmountStorage(t.Context(), st.Target) != nil || m.overcommit != want {
 			t.Errorf("a pool of %+v, want %d on demand", *m, want)
 		}
 	}

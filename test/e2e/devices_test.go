@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/test/images"
 )
@@ -66,6 +67,28 @@ func TestStoragesOfMemory(t *testing.T) {
 		})
 		if r.code != 0 || strings.Contains(r.stdout, "--- SKIP") || !strings.Contains(r.stdout, "--- PASS: TestKernelsHugePagesOnDemand") {
 			e.Errorf("%v", r)
+		}
+	})
+}
+
+// TestHugePagesWithoutALimit is the kubelet's volume of huge pages as it comes with
+// containerd: the file system has no size, and the container no limit.
+func TestHugePagesWithoutALimit(t *testing.T) {
+	eachHusk(t, func(e *env) {
+		host := e.TempDir()
+		if err := unix.Mount("none", host, "hugetlbfs", 0, "pagesize=2M"); err != nil {
+			e.Fatal(err)
+		}
+		e.Cleanup(func() {
+			if err := unix.Unmount(host, 0); err != nil {
+				e.Error(err)
+			}
+		})
+		const script = `fallocate -l 8388608 /mnt/huge/file && stat -c %s /mnt/huge/file
+fallocate -l 1099511627776 /mnt/huge/file 2>&1 | grep -o 'No space.*'; rm /mnt/huge/file`
+		r := e.sh(script, bind(host, "/mnt/huge", "rw")...)
+		if want := "8388608\nNo space left on device\n"; r.stdout != want || r.code != 0 {
+			e.Errorf("%v, want %q", r, want)
 		}
 	})
 }
