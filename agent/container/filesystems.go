@@ -82,7 +82,7 @@ func (f *fileSystems) holdOne(ctx context.Context, dir string) (held bool, err e
 
 // open walks into the directory of s, which is the caller's to change.
 func (f *fileSystems) open(s *fileSystem, dir string) (held bool, err error) {
-	file, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	file, err := walkInto(dir)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	close(s.changing)
@@ -96,6 +96,28 @@ func (f *fileSystems) open(s *fileSystem, dir string) (held bool, err error) {
 	}
 	s.dir = file
 	return true, nil
+}
+
+// walkInto opens a directory, and so has the kernel mount what appears there. The
+// kernel may take it for the directory that it was up to a second ago, before the
+// host mounted something there: then it is made to ask.
+//
+// link(2) to a name looks that name up with the demand that it be not there, for which
+// nothing cached is good enough, and then finds that it is, or that the file is of
+// another file system: so it changes nothing.
+func walkInto(dir string) (*os.File, error) {
+	file, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Statx_t
+	err = unix.Statx(int(file.Fd()), "", unix.AT_EMPTY_PATH, 0, &st)
+	if err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+		return file, nil
+	}
+	file.Close()                      //nolint:errcheck // a path only
+	unix.Link("/proc/self/comm", dir) //nolint:errcheck // it fails
+	return os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 }
 
 // release lets go of what hold has returned, the last first, and unmounts what
