@@ -25,7 +25,6 @@ func (v *volume) copy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v.made = true
 	v.following, err = copies.New(ctx, copies.Options{
 		Source: src, Target: v.path, Inotify: v.table.inotify, Log: v.table.opts.Log,
 		Dial: func(ctx context.Context) (net.Conn, error) { return v.table.opts.Guest.Dial(ctx, files.Port) },

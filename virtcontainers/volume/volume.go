@@ -368,24 +368,25 @@ func (v *volume) share(b *spec.Bind) error {
 	if err := os.Mkdir(v.dir(), 0o755); err != nil {
 		return err
 	}
-	err := error(nil)
+	attach := func() error { return storage.Attach(v.source.File, v.dir(), how) }
 	if b.Follows {
-		err = v.follow(how)
-	} else {
-		err = storage.Attach(v.source.File, v.dir(), how)
+		attach = func() error { return v.follow(how) }
 	}
-	if err == nil {
-		v.sockets = v.table.watchSockets(v)
+	if err := attach(); err != nil {
+		return err
 	}
-	return err
+	v.sockets = v.table.watchSockets(v)
+	return nil
 }
 
 // ready does the guest's part.
 func (v *volume) ready(ctx context.Context, u User) error {
 	switch v.key.kind {
 	case Memory, HugePages:
+		v.made = true
 		return v.mount(ctx, nil)
 	case Copied:
+		v.made = true
 		return v.copy(ctx)
 	case Socket:
 		return v.connect(ctx, u)
@@ -410,7 +411,6 @@ func (v *volume) mount(ctx context.Context, directories []*agentv1.Directory) er
 	if path.Clean("/"+src.root) == "/" {
 		s.Mode, s.Uid, s.Gid = src.permissions(), src.uid, src.gid
 	}
-	v.made = true
 	return v.table.opts.Guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 		_, err := a.MountStorage(ctx, &agentv1.MountStorageRequest{Storage: s, Directories: directories})
 		return err
