@@ -276,6 +276,8 @@ func (c *Container) readyMounts(ctx context.Context) ([]string, error) {
 	for _, dir := range rootfs {
 		below = append(below, spec.GuestShare+dir[len(private):])
 	}
+	ctx, cancel := c.sandbox.guest.Request(ctx) // of all together: what is copied is small
+	defer cancel()
 	errs := make([]error, len(c.mounts))
 	var work sync.WaitGroup
 	for i, m := range c.mounts {

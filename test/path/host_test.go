@@ -30,6 +30,7 @@ import (
 	"github.com/husk-containers/husk/config"
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/hypervisor/hypertest"
+	"github.com/husk-containers/husk/protocols/files"
 	"github.com/husk-containers/husk/protocols/stream"
 	"github.com/husk-containers/husk/shim"
 	"github.com/husk-containers/husk/shim/events"
@@ -78,13 +79,17 @@ func (h *host) guest(ctx context.Context, g *hypertest.GuestEnd) error {
 	if err != nil {
 		return err
 	}
+	copied, err := g.Listen(files.Port)
+	if err != nil {
+		return err
+	}
 	control, err := g.DialControl(ctx)
 	if err != nil {
 		return err
 	}
 	return agent.New(agent.Options{
 		Version: "test", Started: agent.Uptime(), Runtime: h.runtime,
-		Platform: &agenttest.Platform{}, Streams: streams,
+		Platform: &agenttest.Platform{}, Streams: streams, Files: copied,
 	}).Serve(ctx, control)
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -20,6 +21,7 @@ import (
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/hypervisor/hypertest"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/protocols/files"
 	"github.com/husk-containers/husk/protocols/stream"
 	"github.com/husk-containers/husk/virtcontainers"
 )
@@ -52,11 +54,14 @@ type pidPod struct {
 	runtime pidRuntime
 }
 
-func newPIDPod(t *testing.T) *pidPod {
+func newPIDPod(t *testing.T, change ...func(*config.Config, *agent.Options)) *pidPod {
 	t.Helper()
 	p := &pidPod{T: t, dir: t.TempDir()}
 	p.runtime.paths = map[string]string{}
 	cfg := config.Default()
+	for _, c := range change {
+		c(&cfg, &agent.Options{})
+	}
 	cfg.Runtime.StateDir = filepath.Join(p.dir, "run")
 	var err error
 	p.sandbox, err = virtcontainers.NewSandbox(t.Context(), virtcontainers.Options{
@@ -67,14 +72,22 @@ func newPIDPod(t *testing.T) *pidPod {
 			if err != nil {
 				return err
 			}
+			copied, err := g.Listen(files.Port)
+			if err != nil {
+				return err
+			}
 			control, err := g.DialControl(ctx)
 			if err != nil {
 				return err
 			}
-			return agent.New(agent.Options{
+			o := agent.Options{
 				Version: "test", Started: agent.Uptime(), Runtime: &p.runtime,
-				Platform: &agenttest.Platform{}, Streams: streams,
-			}).Serve(ctx, control)
+				Platform: &agenttest.Platform{}, Streams: streams, Files: copied,
+			}
+			for _, c := range change {
+				c(&config.Config{}, &o)
+			}
+			return agent.New(o).Serve(ctx, control)
 		}},
 	})
 	if err != nil {
@@ -161,4 +174,22 @@ func TestTheTargetOfAPIDNamespaceIsToldByThePodsOtherContainers(t *testing.T) {
 	p.end(p.made("debug", path, agentv1.ContainerPID("a")))
 	p.end(a)
 	p.made("last", path, agentv1.SharedPID)
+}
+
+// The pod has system files, which are copied: the agent here does not take them.
+func TestAGuestThatTakesNoFilesIsADeadline(t *testing.T) {
+	p := newPIDPod(t, func(c *config.Config, o *agent.Options) {
+		c.Runtime.RequestTimeout = config.Duration{Duration: 300 * time.Millisecond}
+		o.Files = nil
+	})
+	if err := p.sandbox.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, err := p.create("a", "")
+	if err == nil || !strings.Contains(err.Error(), "/etc/hosts") || !strings.Contains(err.Error(), "request_timeout (300ms)") {
+		t.Errorf("%v, want that the file and the deadline are named", err)
+	}
+	if left := p.sandbox.Containers(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
 }

@@ -386,8 +386,9 @@ func (v *volume) ready(ctx context.Context, u User) error {
 		v.made = true
 		return v.mount(ctx, nil)
 	case Copied:
-		v.made = true
-		return v.copy(ctx)
+		err := v.copy(ctx)
+		v.made = err == nil // one that is broken off leaves nothing
+		return err
 	case Socket:
 		return v.connect(ctx, u)
 	case Shared:
