@@ -332,7 +332,7 @@ func newHarness(t *testing.T) *harness { return serve(t, Config{ID: "c", Namespa
 // newPod serves the shim of the pod "pod" by the sandbox API.
 func newPod(t *testing.T) *harness { return serve(t, Config{ID: "pod", Namespace: "ns", Hold: true}) }
 
-func serve(t *testing.T, cfg Config) *harness {
+func serve(t *testing.T, cfg Config, change ...func(*Service)) *harness {
 	t.Helper()
 	h := &harness{t: t, sandbox: newFakeSandbox(), journal: &journal{}, served: make(chan error, 1)}
 	h.bundle = h.newBundle("")
@@ -343,6 +343,9 @@ func serve(t *testing.T, cfg Config) *harness {
 	s, err := newService(ctx, cfg, h.start, h.journal)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, c := range change {
+		c(s)
 	}
 	go func() {
 		h.served <- s.Serve(ctx, l, func() error { return nil })

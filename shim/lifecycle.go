@@ -192,6 +192,19 @@ func (s *Service) stopSandbox(ctx context.Context) error {
 	return sb.Stop(ctx)
 }
 
+// giveUp ends a shim that containerd does not want: one that died between the start
+// and CreateSandbox, and was started again, does not know of it.
+func (s *Service) giveUp() {
+	s.mu.Lock()
+	unwanted := s.pod.phase == absent && !s.ending
+	s.ending = s.ending || unwanted
+	s.mu.Unlock()
+	if unwanted {
+		slog.Warn("shim ends: containerd has not asked for a sandbox", "within", s.patience)
+		s.askedOnce.Do(func() { close(s.shutdown) })
+	}
+}
+
 // owns tells whether the sandbox was made for the task of that id: it is of no use
 // without, and containerd does not try again. A member's failure is not the pod's.
 func (s *Service) owns(id string) bool { return !s.hold && id == s.id }

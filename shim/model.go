@@ -7,6 +7,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	huskevents "github.com/husk-containers/husk/shim/events"
+	"github.com/husk-containers/husk/shim/transfer"
 	"github.com/husk-containers/husk/virtcontainers"
 )
 
@@ -27,6 +28,7 @@ type (
 		Stop(ctx context.Context) error
 	}
 	container interface {
+		transfer.Files
 		Init() initProcess
 		Exec(ctx context.Context, id string, spec *specs.Process, io virtcontainers.Stdio) (execProcess, error)
 		Processes(ctx context.Context) ([]virtcontainers.ProcessInfo, error)

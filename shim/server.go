@@ -64,11 +64,7 @@ func (s *Service) files(id string) (transfer.Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, ok := t.container.(transfer.Files)
-	if !ok {
-		return nil, fmt.Errorf("copying to and from task %q: %w", id, errdefs.ErrNotImplemented)
-	}
-	return files, nil
+	return t.container, nil
 }
 
 // method makes a ttrpc method of a function. This is the edge where an error's

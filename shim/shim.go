@@ -30,6 +30,8 @@ const (
 	// replyTimeout bounds the delivery of the last replies, and how long clients
 	// may stay after a Shutdown.
 	replyTimeout = time.Second
+	// createTimeout is what containerd has for CreateSandbox, which it calls at once.
+	createTimeout = time.Minute
 )
 
 // Config is what a Service is made of.
@@ -66,6 +68,7 @@ type SandboxConfig struct {
 type Service struct {
 	id, namespace string
 	hold          bool
+	patience      time.Duration // for CreateSandbox; see giveUp
 	startVM       starter
 	leave         func() error
 	events        publisher
@@ -103,7 +106,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 
 func newService(ctx context.Context, cfg Config, start starter, events publisher) (*Service, error) {
 	s := &Service{
-		id: cfg.ID, namespace: cfg.Namespace, hold: cfg.Hold, startVM: start, leave: cfg.Leave, events: events,
+		id: cfg.ID, namespace: cfg.Namespace, hold: cfg.Hold, patience: createTimeout, startVM: start, leave: cfg.Leave, events: events,
 		done: make(chan struct{}), shutdown: make(chan struct{}), tasks: map[string]*task{},
 	}
 	s.transfers = transfer.New(s.files)
@@ -139,6 +142,9 @@ func (s *Service) Serve(ctx context.Context, l net.Listener, ready func() error)
 	go func() { served <- server.Serve(context.WithoutCancel(ctx), l) }()
 	if err := ready(); err != nil {
 		return errors.Join(fmt.Errorf("tell containerd that its calls are served: %w", err), server.Close(), ended(<-served))
+	}
+	if s.hold {
+		defer time.AfterFunc(s.patience, s.giveUp).Stop()
 	}
 	select {
 	case err := <-served:

@@ -35,3 +35,25 @@ func TestShutdownIsAnswered(t *testing.T) {
 		t.Error("a client that stays keeps the shim")
 	}
 }
+
+// containerd may die between the start of a shim and CreateSandbox, and then forgets
+// the shim.
+func TestAShimThatIsNotAskedForASandboxEnds(t *testing.T) {
+	short := func(s *Service) { s.patience = 100 * time.Millisecond }
+	h := serve(t, Config{ID: "pod", Namespace: "ns", Hold: true}, short)
+	select {
+	case err := <-h.served:
+		h.served <- err
+	case <-time.After(30 * time.Second):
+		t.Fatal("the shim stays")
+	}
+
+	h = serve(t, Config{ID: "pod", Namespace: "ns", Hold: true}, func(s *Service) { s.patience = 2 * time.Second })
+	h.must(h.createPod())
+	select {
+	case err := <-h.served:
+		h.served <- err
+		t.Error("a shim with a sandbox has ended")
+	case <-time.After(3 * time.Second): // longer than its patience
+	}
+}
