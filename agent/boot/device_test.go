@@ -30,7 +30,7 @@ func TestMakeDevice(t *testing.T) {
 		}
 		if err := makeDevice(null, path); err != nil {
 			if os.Geteuid() != 0 {
-				t.Skip(err)
+				t.Skip("making a device node needs root: ", err)
 			}
 			t.Fatal(err)
 		}

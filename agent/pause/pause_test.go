@@ -58,7 +58,7 @@ func makeIt(t *testing.T, n *Namespace) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := n.Make(ctx); errors.Is(err, unix.EPERM) {
-		t.Skip(err)
+		t.Skip("making a PID namespace needs root: ", err)
 	} else if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func run(t *testing.T, n *Namespace, script string) string {
 	cmd := exec.Command("nsenter", "--pid="+n.Path(), "unshare", "--mount", "sh", "-c", "mount -t proc proc /proc; "+script)
 	out, err := cmd.CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
-		t.Skip(err)
+		t.Skip("no nsenter, of the package util-linux: ", err)
 	} else if err != nil {
 		t.Fatalf("%s: %v: %s", script, err, out)
 	}
@@ -146,8 +146,10 @@ func TestMakeAgainAfterAKill(t *testing.T) {
 	before := n.first
 	// A member dies with it.
 	member := exec.Command("nsenter", "--pid="+n.Path(), "sleep", "1000")
-	if err := member.Start(); err != nil {
-		t.Skip(err)
+	if err := member.Start(); errors.Is(err, exec.ErrNotFound) {
+		t.Skip("no nsenter, of the package util-linux: ", err)
+	} else if err != nil {
+		t.Fatal(err)
 	}
 	run(t, n, "until grep -qs sleep /proc/[0-9]*/comm; do :; done")
 	if err := before.Signal(syscall.SIGKILL); err != nil {
