@@ -94,6 +94,11 @@ type Config struct {
 	VCPUs int
 	// MemoryMiB of guest RAM, at least 64.
 	MemoryMiB int
+	// MaxVCPUs and MaxMemoryMiB are what a Resizer may come to; less than the above
+	// means that it stays as it is.
+	MaxVCPUs, MaxMemoryMiB int
+	// MemoryNode is the host's NUMA node that the guest's memory is bound to; nil: any.
+	MemoryNode *int
 	// Kernel and Initrd are host paths.
 	Kernel string
 	Initrd string

@@ -130,7 +130,7 @@ func (x ListenEvent_Protocol) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ListenEvent_Protocol.Descriptor instead.
 func (ListenEvent_Protocol) EnumDescriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{48, 0}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{68, 0}
 }
 
 type HelloRequest struct {
@@ -269,8 +269,11 @@ type ConfigureRequest struct {
 	ShmBytes uint64 `protobuf:"varint,8,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
 	// Report, as ListenEvents, the ports that processes of the guest bind.
 	ReportListeners bool `protobuf:"varint,9,opt,name=report_listeners,json=reportListeners,proto3" json:"report_listeners,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Processes and threads that all containers together may have; 0: as many as the
+	// guest's kernel bears.
+	PidsMax       uint64 `protobuf:"varint,10,opt,name=pids_max,json=pidsMax,proto3" json:"pids_max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfigureRequest) Reset() {
@@ -364,6 +367,13 @@ func (x *ConfigureRequest) GetReportListeners() bool {
 		return x.ReportListeners
 	}
 	return false
+}
+
+func (x *ConfigureRequest) GetPidsMax() uint64 {
+	if x != nil {
+		return x.PidsMax
+	}
+	return 0
 }
 
 type ConfigureResponse struct {
@@ -2634,6 +2644,1530 @@ func (x *ProcessInfo) GetExecId() string {
 	return ""
 }
 
+type UpdateContainerRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	// OCI LinuxResources, JSON, already written for the guest. At most 1 MiB. What is
+	// not in it stays as it is.
+	Resources     []byte `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateContainerRequest) Reset() {
+	*x = UpdateContainerRequest{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateContainerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateContainerRequest) ProtoMessage() {}
+
+func (x *UpdateContainerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateContainerRequest.ProtoReflect.Descriptor instead.
+func (*UpdateContainerRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *UpdateContainerRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *UpdateContainerRequest) GetResources() []byte {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+type UpdateContainerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateContainerResponse) Reset() {
+	*x = UpdateContainerResponse{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateContainerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateContainerResponse) ProtoMessage() {}
+
+func (x *UpdateContainerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateContainerResponse.ProtoReflect.Descriptor instead.
+func (*UpdateContainerResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+}
+
+type PauseContainerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseContainerRequest) Reset() {
+	*x = PauseContainerRequest{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseContainerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseContainerRequest) ProtoMessage() {}
+
+func (x *PauseContainerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseContainerRequest.ProtoReflect.Descriptor instead.
+func (*PauseContainerRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *PauseContainerRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+type PauseContainerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseContainerResponse) Reset() {
+	*x = PauseContainerResponse{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseContainerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseContainerResponse) ProtoMessage() {}
+
+func (x *PauseContainerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseContainerResponse.ProtoReflect.Descriptor instead.
+func (*PauseContainerResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+}
+
+type ResumeContainerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeContainerRequest) Reset() {
+	*x = ResumeContainerRequest{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeContainerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeContainerRequest) ProtoMessage() {}
+
+func (x *ResumeContainerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeContainerRequest.ProtoReflect.Descriptor instead.
+func (*ResumeContainerRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *ResumeContainerRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+type ResumeContainerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeContainerResponse) Reset() {
+	*x = ResumeContainerResponse{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeContainerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeContainerResponse) ProtoMessage() {}
+
+func (x *ResumeContainerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeContainerResponse.ProtoReflect.Descriptor instead.
+func (*ResumeContainerResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{50}
+}
+
+type StatsContainerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: all containers together, and the guest's network.
+	ContainerId   string `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatsContainerRequest) Reset() {
+	*x = StatsContainerRequest{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsContainerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsContainerRequest) ProtoMessage() {}
+
+func (x *StatsContainerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsContainerRequest.ProtoReflect.Descriptor instead.
+func (*StatsContainerRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *StatsContainerRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+// What a cgroup of version 2 tells (Documentation/admin-guide/cgroup-v2.rst): times
+// in microseconds, memory in bytes, 2^64-1 for a limit that is none.
+type StatsContainerResponse struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Cpu          *CPUStats              `protobuf:"bytes,1,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	Memory       *MemoryStats           `protobuf:"bytes,2,opt,name=memory,proto3" json:"memory,omitempty"`
+	MemoryEvents *MemoryEvents          `protobuf:"bytes,3,opt,name=memory_events,json=memoryEvents,proto3" json:"memory_events,omitempty"`
+	Pids         *PidsStats             `protobuf:"bytes,4,opt,name=pids,proto3" json:"pids,omitempty"`
+	Io           *IOStats               `protobuf:"bytes,5,opt,name=io,proto3" json:"io,omitempty"`
+	// One for each page size, at most 16.
+	Hugetlb []*HugetlbStats `protobuf:"bytes,6,rep,name=hugetlb,proto3" json:"hugetlb,omitempty"`
+	// The interfaces of the guest but loopback, which its containers share; at most 64.
+	Interfaces    []*InterfaceStats `protobuf:"bytes,7,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatsContainerResponse) Reset() {
+	*x = StatsContainerResponse{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatsContainerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatsContainerResponse) ProtoMessage() {}
+
+func (x *StatsContainerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatsContainerResponse.ProtoReflect.Descriptor instead.
+func (*StatsContainerResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *StatsContainerResponse) GetCpu() *CPUStats {
+	if x != nil {
+		return x.Cpu
+	}
+	return nil
+}
+
+func (x *StatsContainerResponse) GetMemory() *MemoryStats {
+	if x != nil {
+		return x.Memory
+	}
+	return nil
+}
+
+func (x *StatsContainerResponse) GetMemoryEvents() *MemoryEvents {
+	if x != nil {
+		return x.MemoryEvents
+	}
+	return nil
+}
+
+func (x *StatsContainerResponse) GetPids() *PidsStats {
+	if x != nil {
+		return x.Pids
+	}
+	return nil
+}
+
+func (x *StatsContainerResponse) GetIo() *IOStats {
+	if x != nil {
+		return x.Io
+	}
+	return nil
+}
+
+func (x *StatsContainerResponse) GetHugetlb() []*HugetlbStats {
+	if x != nil {
+		return x.Hugetlb
+	}
+	return nil
+}
+
+func (x *StatsContainerResponse) GetInterfaces() []*InterfaceStats {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+type Pressure struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Some          *PressureLine          `protobuf:"bytes,1,opt,name=some,proto3" json:"some,omitempty"`
+	Full          *PressureLine          `protobuf:"bytes,2,opt,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pressure) Reset() {
+	*x = Pressure{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pressure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pressure) ProtoMessage() {}
+
+func (x *Pressure) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pressure.ProtoReflect.Descriptor instead.
+func (*Pressure) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *Pressure) GetSome() *PressureLine {
+	if x != nil {
+		return x.Some
+	}
+	return nil
+}
+
+func (x *Pressure) GetFull() *PressureLine {
+	if x != nil {
+		return x.Full
+	}
+	return nil
+}
+
+type PressureLine struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Percent of the last 10, 60 and 300 seconds.
+	Avg10  float64 `protobuf:"fixed64,1,opt,name=avg10,proto3" json:"avg10,omitempty"`
+	Avg60  float64 `protobuf:"fixed64,2,opt,name=avg60,proto3" json:"avg60,omitempty"`
+	Avg300 float64 `protobuf:"fixed64,3,opt,name=avg300,proto3" json:"avg300,omitempty"`
+	// Microseconds in all.
+	Total         uint64 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PressureLine) Reset() {
+	*x = PressureLine{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PressureLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PressureLine) ProtoMessage() {}
+
+func (x *PressureLine) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PressureLine.ProtoReflect.Descriptor instead.
+func (*PressureLine) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *PressureLine) GetAvg10() float64 {
+	if x != nil {
+		return x.Avg10
+	}
+	return 0
+}
+
+func (x *PressureLine) GetAvg60() float64 {
+	if x != nil {
+		return x.Avg60
+	}
+	return 0
+}
+
+func (x *PressureLine) GetAvg300() float64 {
+	if x != nil {
+		return x.Avg300
+	}
+	return 0
+}
+
+func (x *PressureLine) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+type CPUStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UsageUsec     uint64                 `protobuf:"varint,1,opt,name=usage_usec,json=usageUsec,proto3" json:"usage_usec,omitempty"`
+	UserUsec      uint64                 `protobuf:"varint,2,opt,name=user_usec,json=userUsec,proto3" json:"user_usec,omitempty"`
+	SystemUsec    uint64                 `protobuf:"varint,3,opt,name=system_usec,json=systemUsec,proto3" json:"system_usec,omitempty"`
+	NrPeriods     uint64                 `protobuf:"varint,4,opt,name=nr_periods,json=nrPeriods,proto3" json:"nr_periods,omitempty"`
+	NrThrottled   uint64                 `protobuf:"varint,5,opt,name=nr_throttled,json=nrThrottled,proto3" json:"nr_throttled,omitempty"`
+	ThrottledUsec uint64                 `protobuf:"varint,6,opt,name=throttled_usec,json=throttledUsec,proto3" json:"throttled_usec,omitempty"`
+	NrBursts      uint64                 `protobuf:"varint,7,opt,name=nr_bursts,json=nrBursts,proto3" json:"nr_bursts,omitempty"`
+	BurstUsec     uint64                 `protobuf:"varint,8,opt,name=burst_usec,json=burstUsec,proto3" json:"burst_usec,omitempty"`
+	Pressure      *Pressure              `protobuf:"bytes,9,opt,name=pressure,proto3" json:"pressure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CPUStats) Reset() {
+	*x = CPUStats{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CPUStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CPUStats) ProtoMessage() {}
+
+func (x *CPUStats) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
+func (*CPUStats) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *CPUStats) GetUsageUsec() uint64 {
+	if x != nil {
+		return x.UsageUsec
+	}
+	return 0
+}
+
+func (x *CPUStats) GetUserUsec() uint64 {
+	if x != nil {
+		return x.UserUsec
+	}
+	return 0
+}
+
+func (x *CPUStats) GetSystemUsec() uint64 {
+	if x != nil {
+		return x.SystemUsec
+	}
+	return 0
+}
+
+func (x *CPUStats) GetNrPeriods() uint64 {
+	if x != nil {
+		return x.NrPeriods
+	}
+	return 0
+}
+
+func (x *CPUStats) GetNrThrottled() uint64 {
+	if x != nil {
+		return x.NrThrottled
+	}
+	return 0
+}
+
+func (x *CPUStats) GetThrottledUsec() uint64 {
+	if x != nil {
+		return x.ThrottledUsec
+	}
+	return 0
+}
+
+func (x *CPUStats) GetNrBursts() uint64 {
+	if x != nil {
+		return x.NrBursts
+	}
+	return 0
+}
+
+func (x *CPUStats) GetBurstUsec() uint64 {
+	if x != nil {
+		return x.BurstUsec
+	}
+	return 0
+}
+
+func (x *CPUStats) GetPressure() *Pressure {
+	if x != nil {
+		return x.Pressure
+	}
+	return nil
+}
+
+type MemoryStats struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Usage        uint64                 `protobuf:"varint,1,opt,name=usage,proto3" json:"usage,omitempty"`
+	UsageLimit   uint64                 `protobuf:"varint,2,opt,name=usage_limit,json=usageLimit,proto3" json:"usage_limit,omitempty"`
+	MaxUsage     uint64                 `protobuf:"varint,3,opt,name=max_usage,json=maxUsage,proto3" json:"max_usage,omitempty"`
+	SwapUsage    uint64                 `protobuf:"varint,4,opt,name=swap_usage,json=swapUsage,proto3" json:"swap_usage,omitempty"`
+	SwapLimit    uint64                 `protobuf:"varint,5,opt,name=swap_limit,json=swapLimit,proto3" json:"swap_limit,omitempty"`
+	SwapMaxUsage uint64                 `protobuf:"varint,6,opt,name=swap_max_usage,json=swapMaxUsage,proto3" json:"swap_max_usage,omitempty"`
+	Pressure     *Pressure              `protobuf:"bytes,7,opt,name=pressure,proto3" json:"pressure,omitempty"`
+	// The lines of memory.stat.
+	Anon                  uint64 `protobuf:"varint,10,opt,name=anon,proto3" json:"anon,omitempty"`
+	File                  uint64 `protobuf:"varint,11,opt,name=file,proto3" json:"file,omitempty"`
+	KernelStack           uint64 `protobuf:"varint,12,opt,name=kernel_stack,json=kernelStack,proto3" json:"kernel_stack,omitempty"`
+	Slab                  uint64 `protobuf:"varint,13,opt,name=slab,proto3" json:"slab,omitempty"`
+	Sock                  uint64 `protobuf:"varint,14,opt,name=sock,proto3" json:"sock,omitempty"`
+	Shmem                 uint64 `protobuf:"varint,15,opt,name=shmem,proto3" json:"shmem,omitempty"`
+	FileMapped            uint64 `protobuf:"varint,16,opt,name=file_mapped,json=fileMapped,proto3" json:"file_mapped,omitempty"`
+	FileDirty             uint64 `protobuf:"varint,17,opt,name=file_dirty,json=fileDirty,proto3" json:"file_dirty,omitempty"`
+	FileWriteback         uint64 `protobuf:"varint,18,opt,name=file_writeback,json=fileWriteback,proto3" json:"file_writeback,omitempty"`
+	AnonThp               uint64 `protobuf:"varint,19,opt,name=anon_thp,json=anonThp,proto3" json:"anon_thp,omitempty"`
+	InactiveAnon          uint64 `protobuf:"varint,20,opt,name=inactive_anon,json=inactiveAnon,proto3" json:"inactive_anon,omitempty"`
+	ActiveAnon            uint64 `protobuf:"varint,21,opt,name=active_anon,json=activeAnon,proto3" json:"active_anon,omitempty"`
+	InactiveFile          uint64 `protobuf:"varint,22,opt,name=inactive_file,json=inactiveFile,proto3" json:"inactive_file,omitempty"`
+	ActiveFile            uint64 `protobuf:"varint,23,opt,name=active_file,json=activeFile,proto3" json:"active_file,omitempty"`
+	Unevictable           uint64 `protobuf:"varint,24,opt,name=unevictable,proto3" json:"unevictable,omitempty"`
+	SlabReclaimable       uint64 `protobuf:"varint,25,opt,name=slab_reclaimable,json=slabReclaimable,proto3" json:"slab_reclaimable,omitempty"`
+	SlabUnreclaimable     uint64 `protobuf:"varint,26,opt,name=slab_unreclaimable,json=slabUnreclaimable,proto3" json:"slab_unreclaimable,omitempty"`
+	Pgfault               uint64 `protobuf:"varint,27,opt,name=pgfault,proto3" json:"pgfault,omitempty"`
+	Pgmajfault            uint64 `protobuf:"varint,28,opt,name=pgmajfault,proto3" json:"pgmajfault,omitempty"`
+	WorkingsetRefault     uint64 `protobuf:"varint,29,opt,name=workingset_refault,json=workingsetRefault,proto3" json:"workingset_refault,omitempty"`
+	WorkingsetActivate    uint64 `protobuf:"varint,30,opt,name=workingset_activate,json=workingsetActivate,proto3" json:"workingset_activate,omitempty"`
+	WorkingsetNodereclaim uint64 `protobuf:"varint,31,opt,name=workingset_nodereclaim,json=workingsetNodereclaim,proto3" json:"workingset_nodereclaim,omitempty"`
+	Pgrefill              uint64 `protobuf:"varint,32,opt,name=pgrefill,proto3" json:"pgrefill,omitempty"`
+	Pgscan                uint64 `protobuf:"varint,33,opt,name=pgscan,proto3" json:"pgscan,omitempty"`
+	Pgsteal               uint64 `protobuf:"varint,34,opt,name=pgsteal,proto3" json:"pgsteal,omitempty"`
+	Pgactivate            uint64 `protobuf:"varint,35,opt,name=pgactivate,proto3" json:"pgactivate,omitempty"`
+	Pgdeactivate          uint64 `protobuf:"varint,36,opt,name=pgdeactivate,proto3" json:"pgdeactivate,omitempty"`
+	Pglazyfree            uint64 `protobuf:"varint,37,opt,name=pglazyfree,proto3" json:"pglazyfree,omitempty"`
+	Pglazyfreed           uint64 `protobuf:"varint,38,opt,name=pglazyfreed,proto3" json:"pglazyfreed,omitempty"`
+	ThpFaultAlloc         uint64 `protobuf:"varint,39,opt,name=thp_fault_alloc,json=thpFaultAlloc,proto3" json:"thp_fault_alloc,omitempty"`
+	ThpCollapseAlloc      uint64 `protobuf:"varint,40,opt,name=thp_collapse_alloc,json=thpCollapseAlloc,proto3" json:"thp_collapse_alloc,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *MemoryStats) Reset() {
+	*x = MemoryStats{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryStats) ProtoMessage() {}
+
+func (x *MemoryStats) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
+func (*MemoryStats) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *MemoryStats) GetUsage() uint64 {
+	if x != nil {
+		return x.Usage
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetUsageLimit() uint64 {
+	if x != nil {
+		return x.UsageLimit
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetMaxUsage() uint64 {
+	if x != nil {
+		return x.MaxUsage
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetSwapUsage() uint64 {
+	if x != nil {
+		return x.SwapUsage
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetSwapLimit() uint64 {
+	if x != nil {
+		return x.SwapLimit
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetSwapMaxUsage() uint64 {
+	if x != nil {
+		return x.SwapMaxUsage
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetPressure() *Pressure {
+	if x != nil {
+		return x.Pressure
+	}
+	return nil
+}
+
+func (x *MemoryStats) GetAnon() uint64 {
+	if x != nil {
+		return x.Anon
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetFile() uint64 {
+	if x != nil {
+		return x.File
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetKernelStack() uint64 {
+	if x != nil {
+		return x.KernelStack
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetSlab() uint64 {
+	if x != nil {
+		return x.Slab
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetSock() uint64 {
+	if x != nil {
+		return x.Sock
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetShmem() uint64 {
+	if x != nil {
+		return x.Shmem
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetFileMapped() uint64 {
+	if x != nil {
+		return x.FileMapped
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetFileDirty() uint64 {
+	if x != nil {
+		return x.FileDirty
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetFileWriteback() uint64 {
+	if x != nil {
+		return x.FileWriteback
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetAnonThp() uint64 {
+	if x != nil {
+		return x.AnonThp
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetInactiveAnon() uint64 {
+	if x != nil {
+		return x.InactiveAnon
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetActiveAnon() uint64 {
+	if x != nil {
+		return x.ActiveAnon
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetInactiveFile() uint64 {
+	if x != nil {
+		return x.InactiveFile
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetActiveFile() uint64 {
+	if x != nil {
+		return x.ActiveFile
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetUnevictable() uint64 {
+	if x != nil {
+		return x.Unevictable
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetSlabReclaimable() uint64 {
+	if x != nil {
+		return x.SlabReclaimable
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetSlabUnreclaimable() uint64 {
+	if x != nil {
+		return x.SlabUnreclaimable
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetPgfault() uint64 {
+	if x != nil {
+		return x.Pgfault
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetPgmajfault() uint64 {
+	if x != nil {
+		return x.Pgmajfault
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetWorkingsetRefault() uint64 {
+	if x != nil {
+		return x.WorkingsetRefault
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetWorkingsetActivate() uint64 {
+	if x != nil {
+		return x.WorkingsetActivate
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetWorkingsetNodereclaim() uint64 {
+	if x != nil {
+		return x.WorkingsetNodereclaim
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetPgrefill() uint64 {
+	if x != nil {
+		return x.Pgrefill
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetPgscan() uint64 {
+	if x != nil {
+		return x.Pgscan
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetPgsteal() uint64 {
+	if x != nil {
+		return x.Pgsteal
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetPgactivate() uint64 {
+	if x != nil {
+		return x.Pgactivate
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetPgdeactivate() uint64 {
+	if x != nil {
+		return x.Pgdeactivate
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetPglazyfree() uint64 {
+	if x != nil {
+		return x.Pglazyfree
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetPglazyfreed() uint64 {
+	if x != nil {
+		return x.Pglazyfreed
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetThpFaultAlloc() uint64 {
+	if x != nil {
+		return x.ThpFaultAlloc
+	}
+	return 0
+}
+
+func (x *MemoryStats) GetThpCollapseAlloc() uint64 {
+	if x != nil {
+		return x.ThpCollapseAlloc
+	}
+	return 0
+}
+
+type MemoryEvents struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Low           uint64                 `protobuf:"varint,1,opt,name=low,proto3" json:"low,omitempty"`
+	High          uint64                 `protobuf:"varint,2,opt,name=high,proto3" json:"high,omitempty"`
+	Max           uint64                 `protobuf:"varint,3,opt,name=max,proto3" json:"max,omitempty"`
+	Oom           uint64                 `protobuf:"varint,4,opt,name=oom,proto3" json:"oom,omitempty"`
+	OomKill       uint64                 `protobuf:"varint,5,opt,name=oom_kill,json=oomKill,proto3" json:"oom_kill,omitempty"`
+	OomGroupKill  uint64                 `protobuf:"varint,6,opt,name=oom_group_kill,json=oomGroupKill,proto3" json:"oom_group_kill,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemoryEvents) Reset() {
+	*x = MemoryEvents{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryEvents) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryEvents) ProtoMessage() {}
+
+func (x *MemoryEvents) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryEvents.ProtoReflect.Descriptor instead.
+func (*MemoryEvents) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *MemoryEvents) GetLow() uint64 {
+	if x != nil {
+		return x.Low
+	}
+	return 0
+}
+
+func (x *MemoryEvents) GetHigh() uint64 {
+	if x != nil {
+		return x.High
+	}
+	return 0
+}
+
+func (x *MemoryEvents) GetMax() uint64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *MemoryEvents) GetOom() uint64 {
+	if x != nil {
+		return x.Oom
+	}
+	return 0
+}
+
+func (x *MemoryEvents) GetOomKill() uint64 {
+	if x != nil {
+		return x.OomKill
+	}
+	return 0
+}
+
+func (x *MemoryEvents) GetOomGroupKill() uint64 {
+	if x != nil {
+		return x.OomGroupKill
+	}
+	return 0
+}
+
+type PidsStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Current       uint64                 `protobuf:"varint,1,opt,name=current,proto3" json:"current,omitempty"`
+	Limit         uint64                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PidsStats) Reset() {
+	*x = PidsStats{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PidsStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PidsStats) ProtoMessage() {}
+
+func (x *PidsStats) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
+func (*PidsStats) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *PidsStats) GetCurrent() uint64 {
+	if x != nil {
+		return x.Current
+	}
+	return 0
+}
+
+func (x *PidsStats) GetLimit() uint64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type IOStats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each block device, at most 256.
+	Devices       []*DeviceIO `protobuf:"bytes,1,rep,name=devices,proto3" json:"devices,omitempty"`
+	Pressure      *Pressure   `protobuf:"bytes,2,opt,name=pressure,proto3" json:"pressure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IOStats) Reset() {
+	*x = IOStats{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IOStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IOStats) ProtoMessage() {}
+
+func (x *IOStats) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
+func (*IOStats) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *IOStats) GetDevices() []*DeviceIO {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *IOStats) GetPressure() *Pressure {
+	if x != nil {
+		return x.Pressure
+	}
+	return nil
+}
+
+type DeviceIO struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Major         uint32                 `protobuf:"varint,1,opt,name=major,proto3" json:"major,omitempty"`
+	Minor         uint32                 `protobuf:"varint,2,opt,name=minor,proto3" json:"minor,omitempty"`
+	Rbytes        uint64                 `protobuf:"varint,3,opt,name=rbytes,proto3" json:"rbytes,omitempty"`
+	Wbytes        uint64                 `protobuf:"varint,4,opt,name=wbytes,proto3" json:"wbytes,omitempty"`
+	Rios          uint64                 `protobuf:"varint,5,opt,name=rios,proto3" json:"rios,omitempty"`
+	Wios          uint64                 `protobuf:"varint,6,opt,name=wios,proto3" json:"wios,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceIO) Reset() {
+	*x = DeviceIO{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceIO) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceIO) ProtoMessage() {}
+
+func (x *DeviceIO) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceIO.ProtoReflect.Descriptor instead.
+func (*DeviceIO) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *DeviceIO) GetMajor() uint32 {
+	if x != nil {
+		return x.Major
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetMinor() uint32 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetRbytes() uint64 {
+	if x != nil {
+		return x.Rbytes
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetWbytes() uint64 {
+	if x != nil {
+		return x.Wbytes
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetRios() uint64 {
+	if x != nil {
+		return x.Rios
+	}
+	return 0
+}
+
+func (x *DeviceIO) GetWios() uint64 {
+	if x != nil {
+		return x.Wios
+	}
+	return 0
+}
+
+type HugetlbStats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As the kernel has it in the file's name: "2MB", "1GB".
+	PageSize string `protobuf:"bytes,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	Current  uint64 `protobuf:"varint,2,opt,name=current,proto3" json:"current,omitempty"`
+	Max      uint64 `protobuf:"varint,3,opt,name=max,proto3" json:"max,omitempty"`
+	// Times that the limit was met.
+	Failcnt       uint64 `protobuf:"varint,4,opt,name=failcnt,proto3" json:"failcnt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HugetlbStats) Reset() {
+	*x = HugetlbStats{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HugetlbStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HugetlbStats) ProtoMessage() {}
+
+func (x *HugetlbStats) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HugetlbStats.ProtoReflect.Descriptor instead.
+func (*HugetlbStats) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *HugetlbStats) GetPageSize() string {
+	if x != nil {
+		return x.PageSize
+	}
+	return ""
+}
+
+func (x *HugetlbStats) GetCurrent() uint64 {
+	if x != nil {
+		return x.Current
+	}
+	return 0
+}
+
+func (x *HugetlbStats) GetMax() uint64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *HugetlbStats) GetFailcnt() uint64 {
+	if x != nil {
+		return x.Failcnt
+	}
+	return 0
+}
+
+type InterfaceStats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 15 bytes.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	RxBytes       uint64 `protobuf:"varint,2,opt,name=rx_bytes,json=rxBytes,proto3" json:"rx_bytes,omitempty"`
+	RxPackets     uint64 `protobuf:"varint,3,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
+	RxErrors      uint64 `protobuf:"varint,4,opt,name=rx_errors,json=rxErrors,proto3" json:"rx_errors,omitempty"`
+	RxDropped     uint64 `protobuf:"varint,5,opt,name=rx_dropped,json=rxDropped,proto3" json:"rx_dropped,omitempty"`
+	TxBytes       uint64 `protobuf:"varint,6,opt,name=tx_bytes,json=txBytes,proto3" json:"tx_bytes,omitempty"`
+	TxPackets     uint64 `protobuf:"varint,7,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
+	TxErrors      uint64 `protobuf:"varint,8,opt,name=tx_errors,json=txErrors,proto3" json:"tx_errors,omitempty"`
+	TxDropped     uint64 `protobuf:"varint,9,opt,name=tx_dropped,json=txDropped,proto3" json:"tx_dropped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InterfaceStats) Reset() {
+	*x = InterfaceStats{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InterfaceStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InterfaceStats) ProtoMessage() {}
+
+func (x *InterfaceStats) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InterfaceStats.ProtoReflect.Descriptor instead.
+func (*InterfaceStats) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *InterfaceStats) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *InterfaceStats) GetRxBytes() uint64 {
+	if x != nil {
+		return x.RxBytes
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetRxPackets() uint64 {
+	if x != nil {
+		return x.RxPackets
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetRxErrors() uint64 {
+	if x != nil {
+		return x.RxErrors
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetRxDropped() uint64 {
+	if x != nil {
+		return x.RxDropped
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetTxBytes() uint64 {
+	if x != nil {
+		return x.TxBytes
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetTxPackets() uint64 {
+	if x != nil {
+		return x.TxPackets
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetTxErrors() uint64 {
+	if x != nil {
+		return x.TxErrors
+	}
+	return 0
+}
+
+func (x *InterfaceStats) GetTxDropped() uint64 {
+	if x != nil {
+		return x.TxDropped
+	}
+	return 0
+}
+
+type OnlineResourcesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// CPUs that are to be in use, at least 1; 0: leave them. Those beyond it are out of
+	// use when it is answered.
+	Cpus uint32 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	// MemTotal that plugged memory is to bring the guest to at least, in bytes; 0: do
+	// not wait for any.
+	MemoryBytes   uint64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OnlineResourcesRequest) Reset() {
+	*x = OnlineResourcesRequest{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OnlineResourcesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OnlineResourcesRequest) ProtoMessage() {}
+
+func (x *OnlineResourcesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OnlineResourcesRequest.ProtoReflect.Descriptor instead.
+func (*OnlineResourcesRequest) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *OnlineResourcesRequest) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *OnlineResourcesRequest) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+type OnlineResourcesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In use now: it may be fewer, or more, than was asked for.
+	Cpus uint32 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	// MemTotal of /proc/meminfo, in bytes.
+	MemoryBytes   uint64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OnlineResourcesResponse) Reset() {
+	*x = OnlineResourcesResponse{}
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OnlineResourcesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OnlineResourcesResponse) ProtoMessage() {}
+
+func (x *OnlineResourcesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OnlineResourcesResponse.ProtoReflect.Descriptor instead.
+func (*OnlineResourcesResponse) Descriptor() ([]byte, []int) {
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *OnlineResourcesResponse) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *OnlineResourcesResponse) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
 type WatchEventsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2642,7 +4176,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +4188,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[45]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +4201,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{65}
 }
 
 type Event struct {
@@ -2684,7 +4218,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2696,7 +4230,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[46]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2709,7 +4243,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -2784,7 +4318,7 @@ type SocketEvent struct {
 
 func (x *SocketEvent) Reset() {
 	*x = SocketEvent{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +4330,7 @@ func (x *SocketEvent) String() string {
 func (*SocketEvent) ProtoMessage() {}
 
 func (x *SocketEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[47]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +4343,7 @@ func (x *SocketEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SocketEvent.ProtoReflect.Descriptor instead.
 func (*SocketEvent) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *SocketEvent) GetSocketId() string {
@@ -2850,7 +4384,7 @@ type ListenEvent struct {
 
 func (x *ListenEvent) Reset() {
 	*x = ListenEvent{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2862,7 +4396,7 @@ func (x *ListenEvent) String() string {
 func (*ListenEvent) ProtoMessage() {}
 
 func (x *ListenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[48]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2875,7 +4409,7 @@ func (x *ListenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListenEvent.ProtoReflect.Descriptor instead.
 func (*ListenEvent) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListenEvent) GetProtocol() ListenEvent_Protocol {
@@ -2915,7 +4449,7 @@ type OOMEvent struct {
 
 func (x *OOMEvent) Reset() {
 	*x = OOMEvent{}
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2927,7 +4461,7 @@ func (x *OOMEvent) String() string {
 func (*OOMEvent) ProtoMessage() {}
 
 func (x *OOMEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_protocols_agent_v1_agent_proto_msgTypes[49]
+	mi := &file_protocols_agent_v1_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2940,7 +4474,7 @@ func (x *OOMEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOMEvent.ProtoReflect.Descriptor instead.
 func (*OOMEvent) Descriptor() ([]byte, []int) {
-	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_protocols_agent_v1_agent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *OOMEvent) GetContainerId() string {
@@ -2961,7 +4495,7 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12%\n" +
 	"\x0ekernel_release\x18\x02 \x01(\tR\rkernelRelease\x12$\n" +
 	"\x0eagent_start_us\x18\x03 \x01(\x04R\fagentStartUs\x12$\n" +
-	"\x0eagent_ready_us\x18\x04 \x01(\x04R\fagentReadyUs\"\xe1\x02\n" +
+	"\x0eagent_ready_us\x18\x04 \x01(\x04R\fagentReadyUs\"\xfc\x02\n" +
 	"\x10ConfigureRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1a\n" +
@@ -2972,7 +4506,9 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\asysctls\x18\x06 \x03(\v2\x15.husk.agent.v1.SysctlR\asysctls\x120\n" +
 	"\anetwork\x18\a \x01(\v2\x16.husk.agent.v1.NetworkR\anetwork\x12\x1b\n" +
 	"\tshm_bytes\x18\b \x01(\x04R\bshmBytes\x12)\n" +
-	"\x10report_listeners\x18\t \x01(\bR\x0freportListeners\"\x13\n" +
+	"\x10report_listeners\x18\t \x01(\bR\x0freportListeners\x12\x19\n" +
+	"\bpids_max\x18\n" +
+	" \x01(\x04R\apidsMax\"\x13\n" +
 	"\x11ConfigureResponse\"H\n" +
 	"\x14UpdateNetworkRequest\x120\n" +
 	"\anetwork\x18\x01 \x01(\v2\x16.husk.agent.v1.NetworkR\anetwork\"\x17\n" +
@@ -3116,7 +4652,150 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\tprocesses\x18\x01 \x03(\v2\x1a.husk.agent.v1.ProcessInfoR\tprocesses\"8\n" +
 	"\vProcessInfo\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\x14\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\"Y\n" +
+	"\x16UpdateContainerRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x1c\n" +
+	"\tresources\x18\x02 \x01(\fR\tresources\"\x19\n" +
+	"\x17UpdateContainerResponse\":\n" +
+	"\x15PauseContainerRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\x18\n" +
+	"\x16PauseContainerResponse\";\n" +
+	"\x16ResumeContainerRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\x19\n" +
+	"\x17ResumeContainerResponse\":\n" +
+	"\x15StatsContainerRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\x85\x03\n" +
+	"\x16StatsContainerResponse\x12)\n" +
+	"\x03cpu\x18\x01 \x01(\v2\x17.husk.agent.v1.CPUStatsR\x03cpu\x122\n" +
+	"\x06memory\x18\x02 \x01(\v2\x1a.husk.agent.v1.MemoryStatsR\x06memory\x12@\n" +
+	"\rmemory_events\x18\x03 \x01(\v2\x1b.husk.agent.v1.MemoryEventsR\fmemoryEvents\x12,\n" +
+	"\x04pids\x18\x04 \x01(\v2\x18.husk.agent.v1.PidsStatsR\x04pids\x12&\n" +
+	"\x02io\x18\x05 \x01(\v2\x16.husk.agent.v1.IOStatsR\x02io\x125\n" +
+	"\ahugetlb\x18\x06 \x03(\v2\x1b.husk.agent.v1.HugetlbStatsR\ahugetlb\x12=\n" +
+	"\n" +
+	"interfaces\x18\a \x03(\v2\x1d.husk.agent.v1.InterfaceStatsR\n" +
+	"interfaces\"l\n" +
+	"\bPressure\x12/\n" +
+	"\x04some\x18\x01 \x01(\v2\x1b.husk.agent.v1.PressureLineR\x04some\x12/\n" +
+	"\x04full\x18\x02 \x01(\v2\x1b.husk.agent.v1.PressureLineR\x04full\"h\n" +
+	"\fPressureLine\x12\x14\n" +
+	"\x05avg10\x18\x01 \x01(\x01R\x05avg10\x12\x14\n" +
+	"\x05avg60\x18\x02 \x01(\x01R\x05avg60\x12\x16\n" +
+	"\x06avg300\x18\x03 \x01(\x01R\x06avg300\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\x04R\x05total\"\xc1\x02\n" +
+	"\bCPUStats\x12\x1d\n" +
+	"\n" +
+	"usage_usec\x18\x01 \x01(\x04R\tusageUsec\x12\x1b\n" +
+	"\tuser_usec\x18\x02 \x01(\x04R\buserUsec\x12\x1f\n" +
+	"\vsystem_usec\x18\x03 \x01(\x04R\n" +
+	"systemUsec\x12\x1d\n" +
+	"\n" +
+	"nr_periods\x18\x04 \x01(\x04R\tnrPeriods\x12!\n" +
+	"\fnr_throttled\x18\x05 \x01(\x04R\vnrThrottled\x12%\n" +
+	"\x0ethrottled_usec\x18\x06 \x01(\x04R\rthrottledUsec\x12\x1b\n" +
+	"\tnr_bursts\x18\a \x01(\x04R\bnrBursts\x12\x1d\n" +
+	"\n" +
+	"burst_usec\x18\b \x01(\x04R\tburstUsec\x123\n" +
+	"\bpressure\x18\t \x01(\v2\x17.husk.agent.v1.PressureR\bpressure\"\x88\n" +
+	"\n" +
+	"\vMemoryStats\x12\x14\n" +
+	"\x05usage\x18\x01 \x01(\x04R\x05usage\x12\x1f\n" +
+	"\vusage_limit\x18\x02 \x01(\x04R\n" +
+	"usageLimit\x12\x1b\n" +
+	"\tmax_usage\x18\x03 \x01(\x04R\bmaxUsage\x12\x1d\n" +
+	"\n" +
+	"swap_usage\x18\x04 \x01(\x04R\tswapUsage\x12\x1d\n" +
+	"\n" +
+	"swap_limit\x18\x05 \x01(\x04R\tswapLimit\x12$\n" +
+	"\x0eswap_max_usage\x18\x06 \x01(\x04R\fswapMaxUsage\x123\n" +
+	"\bpressure\x18\a \x01(\v2\x17.husk.agent.v1.PressureR\bpressure\x12\x12\n" +
+	"\x04anon\x18\n" +
+	" \x01(\x04R\x04anon\x12\x12\n" +
+	"\x04file\x18\v \x01(\x04R\x04file\x12!\n" +
+	"\fkernel_stack\x18\f \x01(\x04R\vkernelStack\x12\x12\n" +
+	"\x04slab\x18\r \x01(\x04R\x04slab\x12\x12\n" +
+	"\x04sock\x18\x0e \x01(\x04R\x04sock\x12\x14\n" +
+	"\x05shmem\x18\x0f \x01(\x04R\x05shmem\x12\x1f\n" +
+	"\vfile_mapped\x18\x10 \x01(\x04R\n" +
+	"fileMapped\x12\x1d\n" +
+	"\n" +
+	"file_dirty\x18\x11 \x01(\x04R\tfileDirty\x12%\n" +
+	"\x0efile_writeback\x18\x12 \x01(\x04R\rfileWriteback\x12\x19\n" +
+	"\banon_thp\x18\x13 \x01(\x04R\aanonThp\x12#\n" +
+	"\rinactive_anon\x18\x14 \x01(\x04R\finactiveAnon\x12\x1f\n" +
+	"\vactive_anon\x18\x15 \x01(\x04R\n" +
+	"activeAnon\x12#\n" +
+	"\rinactive_file\x18\x16 \x01(\x04R\finactiveFile\x12\x1f\n" +
+	"\vactive_file\x18\x17 \x01(\x04R\n" +
+	"activeFile\x12 \n" +
+	"\vunevictable\x18\x18 \x01(\x04R\vunevictable\x12)\n" +
+	"\x10slab_reclaimable\x18\x19 \x01(\x04R\x0fslabReclaimable\x12-\n" +
+	"\x12slab_unreclaimable\x18\x1a \x01(\x04R\x11slabUnreclaimable\x12\x18\n" +
+	"\apgfault\x18\x1b \x01(\x04R\apgfault\x12\x1e\n" +
+	"\n" +
+	"pgmajfault\x18\x1c \x01(\x04R\n" +
+	"pgmajfault\x12-\n" +
+	"\x12workingset_refault\x18\x1d \x01(\x04R\x11workingsetRefault\x12/\n" +
+	"\x13workingset_activate\x18\x1e \x01(\x04R\x12workingsetActivate\x125\n" +
+	"\x16workingset_nodereclaim\x18\x1f \x01(\x04R\x15workingsetNodereclaim\x12\x1a\n" +
+	"\bpgrefill\x18  \x01(\x04R\bpgrefill\x12\x16\n" +
+	"\x06pgscan\x18! \x01(\x04R\x06pgscan\x12\x18\n" +
+	"\apgsteal\x18\" \x01(\x04R\apgsteal\x12\x1e\n" +
+	"\n" +
+	"pgactivate\x18# \x01(\x04R\n" +
+	"pgactivate\x12\"\n" +
+	"\fpgdeactivate\x18$ \x01(\x04R\fpgdeactivate\x12\x1e\n" +
+	"\n" +
+	"pglazyfree\x18% \x01(\x04R\n" +
+	"pglazyfree\x12 \n" +
+	"\vpglazyfreed\x18& \x01(\x04R\vpglazyfreed\x12&\n" +
+	"\x0fthp_fault_alloc\x18' \x01(\x04R\rthpFaultAlloc\x12,\n" +
+	"\x12thp_collapse_alloc\x18( \x01(\x04R\x10thpCollapseAlloc\"\x99\x01\n" +
+	"\fMemoryEvents\x12\x10\n" +
+	"\x03low\x18\x01 \x01(\x04R\x03low\x12\x12\n" +
+	"\x04high\x18\x02 \x01(\x04R\x04high\x12\x10\n" +
+	"\x03max\x18\x03 \x01(\x04R\x03max\x12\x10\n" +
+	"\x03oom\x18\x04 \x01(\x04R\x03oom\x12\x19\n" +
+	"\boom_kill\x18\x05 \x01(\x04R\aoomKill\x12$\n" +
+	"\x0eoom_group_kill\x18\x06 \x01(\x04R\foomGroupKill\";\n" +
+	"\tPidsStats\x12\x18\n" +
+	"\acurrent\x18\x01 \x01(\x04R\acurrent\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\x04R\x05limit\"q\n" +
+	"\aIOStats\x121\n" +
+	"\adevices\x18\x01 \x03(\v2\x17.husk.agent.v1.DeviceIOR\adevices\x123\n" +
+	"\bpressure\x18\x02 \x01(\v2\x17.husk.agent.v1.PressureR\bpressure\"\x8e\x01\n" +
+	"\bDeviceIO\x12\x14\n" +
+	"\x05major\x18\x01 \x01(\rR\x05major\x12\x14\n" +
+	"\x05minor\x18\x02 \x01(\rR\x05minor\x12\x16\n" +
+	"\x06rbytes\x18\x03 \x01(\x04R\x06rbytes\x12\x16\n" +
+	"\x06wbytes\x18\x04 \x01(\x04R\x06wbytes\x12\x12\n" +
+	"\x04rios\x18\x05 \x01(\x04R\x04rios\x12\x12\n" +
+	"\x04wios\x18\x06 \x01(\x04R\x04wios\"q\n" +
+	"\fHugetlbStats\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\tR\bpageSize\x12\x18\n" +
+	"\acurrent\x18\x02 \x01(\x04R\acurrent\x12\x10\n" +
+	"\x03max\x18\x03 \x01(\x04R\x03max\x12\x18\n" +
+	"\afailcnt\x18\x04 \x01(\x04R\afailcnt\"\x90\x02\n" +
+	"\x0eInterfaceStats\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\brx_bytes\x18\x02 \x01(\x04R\arxBytes\x12\x1d\n" +
+	"\n" +
+	"rx_packets\x18\x03 \x01(\x04R\trxPackets\x12\x1b\n" +
+	"\trx_errors\x18\x04 \x01(\x04R\brxErrors\x12\x1d\n" +
+	"\n" +
+	"rx_dropped\x18\x05 \x01(\x04R\trxDropped\x12\x19\n" +
+	"\btx_bytes\x18\x06 \x01(\x04R\atxBytes\x12\x1d\n" +
+	"\n" +
+	"tx_packets\x18\a \x01(\x04R\ttxPackets\x12\x1b\n" +
+	"\ttx_errors\x18\b \x01(\x04R\btxErrors\x12\x1d\n" +
+	"\n" +
+	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"O\n" +
+	"\x16OnlineResourcesRequest\x12\x12\n" +
+	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\"P\n" +
+	"\x17OnlineResourcesResponse\x12\x12\n" +
+	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\"\x14\n" +
 	"\x12WatchEventsRequest\"\xa9\x01\n" +
 	"\x05Event\x12+\n" +
 	"\x03oom\x18\x01 \x01(\v2\x17.husk.agent.v1.OOMEventH\x00R\x03oom\x124\n" +
@@ -3139,7 +4818,7 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\fPROTOCOL_TCP\x10\x01\x12\x10\n" +
 	"\fPROTOCOL_UDP\x10\x02\"-\n" +
 	"\bOOMEvent\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId2\xfe\f\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId2\xe2\x10\n" +
 	"\x05Agent\x12B\n" +
 	"\x05Hello\x12\x1b.husk.agent.v1.HelloRequest\x1a\x1c.husk.agent.v1.HelloResponse\x12N\n" +
 	"\tConfigure\x12\x1f.husk.agent.v1.ConfigureRequest\x1a .husk.agent.v1.ConfigureResponse\x12Z\n" +
@@ -3158,7 +4837,12 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\vWaitProcess\x12!.husk.agent.v1.WaitProcessRequest\x1a\".husk.agent.v1.WaitProcessResponse\x12N\n" +
 	"\tResizeTTY\x12\x1f.husk.agent.v1.ResizeTTYRequest\x1a .husk.agent.v1.ResizeTTYResponse\x12`\n" +
 	"\x0fRemoveContainer\x12%.husk.agent.v1.RemoveContainerRequest\x1a&.husk.agent.v1.RemoveContainerResponse\x12Z\n" +
-	"\rListProcesses\x12#.husk.agent.v1.ListProcessesRequest\x1a$.husk.agent.v1.ListProcessesResponse\x12H\n" +
+	"\rListProcesses\x12#.husk.agent.v1.ListProcessesRequest\x1a$.husk.agent.v1.ListProcessesResponse\x12`\n" +
+	"\x0fUpdateContainer\x12%.husk.agent.v1.UpdateContainerRequest\x1a&.husk.agent.v1.UpdateContainerResponse\x12]\n" +
+	"\x0ePauseContainer\x12$.husk.agent.v1.PauseContainerRequest\x1a%.husk.agent.v1.PauseContainerResponse\x12`\n" +
+	"\x0fResumeContainer\x12%.husk.agent.v1.ResumeContainerRequest\x1a&.husk.agent.v1.ResumeContainerResponse\x12]\n" +
+	"\x0eStatsContainer\x12$.husk.agent.v1.StatsContainerRequest\x1a%.husk.agent.v1.StatsContainerResponse\x12`\n" +
+	"\x0fOnlineResources\x12%.husk.agent.v1.OnlineResourcesRequest\x1a&.husk.agent.v1.OnlineResourcesResponse\x12H\n" +
 	"\vWatchEvents\x12!.husk.agent.v1.WatchEventsRequest\x1a\x14.husk.agent.v1.Event0\x01B<Z:github.com/husk-containers/husk/protocols/agent/v1;agentv1b\x06proto3"
 
 var (
@@ -3174,7 +4858,7 @@ func file_protocols_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_protocols_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_protocols_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_protocols_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
 var file_protocols_agent_v1_agent_proto_goTypes = []any{
 	(Storage_Kind)(0),               // 0: husk.agent.v1.Storage.Kind
 	(ListenEvent_Protocol)(0),       // 1: husk.agent.v1.ListenEvent.Protocol
@@ -3223,11 +4907,31 @@ var file_protocols_agent_v1_agent_proto_goTypes = []any{
 	(*ListProcessesRequest)(nil),    // 44: husk.agent.v1.ListProcessesRequest
 	(*ListProcessesResponse)(nil),   // 45: husk.agent.v1.ListProcessesResponse
 	(*ProcessInfo)(nil),             // 46: husk.agent.v1.ProcessInfo
-	(*WatchEventsRequest)(nil),      // 47: husk.agent.v1.WatchEventsRequest
-	(*Event)(nil),                   // 48: husk.agent.v1.Event
-	(*SocketEvent)(nil),             // 49: husk.agent.v1.SocketEvent
-	(*ListenEvent)(nil),             // 50: husk.agent.v1.ListenEvent
-	(*OOMEvent)(nil),                // 51: husk.agent.v1.OOMEvent
+	(*UpdateContainerRequest)(nil),  // 47: husk.agent.v1.UpdateContainerRequest
+	(*UpdateContainerResponse)(nil), // 48: husk.agent.v1.UpdateContainerResponse
+	(*PauseContainerRequest)(nil),   // 49: husk.agent.v1.PauseContainerRequest
+	(*PauseContainerResponse)(nil),  // 50: husk.agent.v1.PauseContainerResponse
+	(*ResumeContainerRequest)(nil),  // 51: husk.agent.v1.ResumeContainerRequest
+	(*ResumeContainerResponse)(nil), // 52: husk.agent.v1.ResumeContainerResponse
+	(*StatsContainerRequest)(nil),   // 53: husk.agent.v1.StatsContainerRequest
+	(*StatsContainerResponse)(nil),  // 54: husk.agent.v1.StatsContainerResponse
+	(*Pressure)(nil),                // 55: husk.agent.v1.Pressure
+	(*PressureLine)(nil),            // 56: husk.agent.v1.PressureLine
+	(*CPUStats)(nil),                // 57: husk.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 58: husk.agent.v1.MemoryStats
+	(*MemoryEvents)(nil),            // 59: husk.agent.v1.MemoryEvents
+	(*PidsStats)(nil),               // 60: husk.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 61: husk.agent.v1.IOStats
+	(*DeviceIO)(nil),                // 62: husk.agent.v1.DeviceIO
+	(*HugetlbStats)(nil),            // 63: husk.agent.v1.HugetlbStats
+	(*InterfaceStats)(nil),          // 64: husk.agent.v1.InterfaceStats
+	(*OnlineResourcesRequest)(nil),  // 65: husk.agent.v1.OnlineResourcesRequest
+	(*OnlineResourcesResponse)(nil), // 66: husk.agent.v1.OnlineResourcesResponse
+	(*WatchEventsRequest)(nil),      // 67: husk.agent.v1.WatchEventsRequest
+	(*Event)(nil),                   // 68: husk.agent.v1.Event
+	(*SocketEvent)(nil),             // 69: husk.agent.v1.SocketEvent
+	(*ListenEvent)(nil),             // 70: husk.agent.v1.ListenEvent
+	(*OOMEvent)(nil),                // 71: husk.agent.v1.OOMEvent
 }
 var file_protocols_agent_v1_agent_proto_depIdxs = []int32{
 	13, // 0: husk.agent.v1.ConfigureRequest.storages:type_name -> husk.agent.v1.Storage
@@ -3243,53 +4947,76 @@ var file_protocols_agent_v1_agent_proto_depIdxs = []int32{
 	29, // 10: husk.agent.v1.CreateContainerRequest.streams:type_name -> husk.agent.v1.Streams
 	29, // 11: husk.agent.v1.ExecProcessRequest.streams:type_name -> husk.agent.v1.Streams
 	46, // 12: husk.agent.v1.ListProcessesResponse.processes:type_name -> husk.agent.v1.ProcessInfo
-	51, // 13: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOMEvent
-	50, // 14: husk.agent.v1.Event.listen:type_name -> husk.agent.v1.ListenEvent
-	49, // 15: husk.agent.v1.Event.socket:type_name -> husk.agent.v1.SocketEvent
-	1,  // 16: husk.agent.v1.ListenEvent.protocol:type_name -> husk.agent.v1.ListenEvent.Protocol
-	2,  // 17: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	4,  // 18: husk.agent.v1.Agent.Configure:input_type -> husk.agent.v1.ConfigureRequest
-	6,  // 19: husk.agent.v1.Agent.UpdateNetwork:input_type -> husk.agent.v1.UpdateNetworkRequest
-	14, // 20: husk.agent.v1.Agent.MountStorage:input_type -> husk.agent.v1.MountStorageRequest
-	17, // 21: husk.agent.v1.Agent.UnmountStorage:input_type -> husk.agent.v1.UnmountStorageRequest
-	19, // 22: husk.agent.v1.Agent.ListenSocket:input_type -> husk.agent.v1.ListenSocketRequest
-	21, // 23: husk.agent.v1.Agent.CloseSocket:input_type -> husk.agent.v1.CloseSocketRequest
-	23, // 24: husk.agent.v1.Agent.HoldFileSystems:input_type -> husk.agent.v1.HoldFileSystemsRequest
-	25, // 25: husk.agent.v1.Agent.SyncClock:input_type -> husk.agent.v1.SyncClockRequest
-	27, // 26: husk.agent.v1.Agent.Shutdown:input_type -> husk.agent.v1.ShutdownRequest
-	30, // 27: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	32, // 28: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.StartContainerRequest
-	34, // 29: husk.agent.v1.Agent.ExecProcess:input_type -> husk.agent.v1.ExecProcessRequest
-	36, // 30: husk.agent.v1.Agent.SignalProcess:input_type -> husk.agent.v1.SignalProcessRequest
-	38, // 31: husk.agent.v1.Agent.WaitProcess:input_type -> husk.agent.v1.WaitProcessRequest
-	40, // 32: husk.agent.v1.Agent.ResizeTTY:input_type -> husk.agent.v1.ResizeTTYRequest
-	42, // 33: husk.agent.v1.Agent.RemoveContainer:input_type -> husk.agent.v1.RemoveContainerRequest
-	44, // 34: husk.agent.v1.Agent.ListProcesses:input_type -> husk.agent.v1.ListProcessesRequest
-	47, // 35: husk.agent.v1.Agent.WatchEvents:input_type -> husk.agent.v1.WatchEventsRequest
-	3,  // 36: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	5,  // 37: husk.agent.v1.Agent.Configure:output_type -> husk.agent.v1.ConfigureResponse
-	7,  // 38: husk.agent.v1.Agent.UpdateNetwork:output_type -> husk.agent.v1.UpdateNetworkResponse
-	16, // 39: husk.agent.v1.Agent.MountStorage:output_type -> husk.agent.v1.MountStorageResponse
-	18, // 40: husk.agent.v1.Agent.UnmountStorage:output_type -> husk.agent.v1.UnmountStorageResponse
-	20, // 41: husk.agent.v1.Agent.ListenSocket:output_type -> husk.agent.v1.ListenSocketResponse
-	22, // 42: husk.agent.v1.Agent.CloseSocket:output_type -> husk.agent.v1.CloseSocketResponse
-	24, // 43: husk.agent.v1.Agent.HoldFileSystems:output_type -> husk.agent.v1.HoldFileSystemsResponse
-	26, // 44: husk.agent.v1.Agent.SyncClock:output_type -> husk.agent.v1.SyncClockResponse
-	28, // 45: husk.agent.v1.Agent.Shutdown:output_type -> husk.agent.v1.ShutdownResponse
-	31, // 46: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	33, // 47: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.StartContainerResponse
-	35, // 48: husk.agent.v1.Agent.ExecProcess:output_type -> husk.agent.v1.ExecProcessResponse
-	37, // 49: husk.agent.v1.Agent.SignalProcess:output_type -> husk.agent.v1.SignalProcessResponse
-	39, // 50: husk.agent.v1.Agent.WaitProcess:output_type -> husk.agent.v1.WaitProcessResponse
-	41, // 51: husk.agent.v1.Agent.ResizeTTY:output_type -> husk.agent.v1.ResizeTTYResponse
-	43, // 52: husk.agent.v1.Agent.RemoveContainer:output_type -> husk.agent.v1.RemoveContainerResponse
-	45, // 53: husk.agent.v1.Agent.ListProcesses:output_type -> husk.agent.v1.ListProcessesResponse
-	48, // 54: husk.agent.v1.Agent.WatchEvents:output_type -> husk.agent.v1.Event
-	36, // [36:55] is the sub-list for method output_type
-	17, // [17:36] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	57, // 13: husk.agent.v1.StatsContainerResponse.cpu:type_name -> husk.agent.v1.CPUStats
+	58, // 14: husk.agent.v1.StatsContainerResponse.memory:type_name -> husk.agent.v1.MemoryStats
+	59, // 15: husk.agent.v1.StatsContainerResponse.memory_events:type_name -> husk.agent.v1.MemoryEvents
+	60, // 16: husk.agent.v1.StatsContainerResponse.pids:type_name -> husk.agent.v1.PidsStats
+	61, // 17: husk.agent.v1.StatsContainerResponse.io:type_name -> husk.agent.v1.IOStats
+	63, // 18: husk.agent.v1.StatsContainerResponse.hugetlb:type_name -> husk.agent.v1.HugetlbStats
+	64, // 19: husk.agent.v1.StatsContainerResponse.interfaces:type_name -> husk.agent.v1.InterfaceStats
+	56, // 20: husk.agent.v1.Pressure.some:type_name -> husk.agent.v1.PressureLine
+	56, // 21: husk.agent.v1.Pressure.full:type_name -> husk.agent.v1.PressureLine
+	55, // 22: husk.agent.v1.CPUStats.pressure:type_name -> husk.agent.v1.Pressure
+	55, // 23: husk.agent.v1.MemoryStats.pressure:type_name -> husk.agent.v1.Pressure
+	62, // 24: husk.agent.v1.IOStats.devices:type_name -> husk.agent.v1.DeviceIO
+	55, // 25: husk.agent.v1.IOStats.pressure:type_name -> husk.agent.v1.Pressure
+	71, // 26: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOMEvent
+	70, // 27: husk.agent.v1.Event.listen:type_name -> husk.agent.v1.ListenEvent
+	69, // 28: husk.agent.v1.Event.socket:type_name -> husk.agent.v1.SocketEvent
+	1,  // 29: husk.agent.v1.ListenEvent.protocol:type_name -> husk.agent.v1.ListenEvent.Protocol
+	2,  // 30: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	4,  // 31: husk.agent.v1.Agent.Configure:input_type -> husk.agent.v1.ConfigureRequest
+	6,  // 32: husk.agent.v1.Agent.UpdateNetwork:input_type -> husk.agent.v1.UpdateNetworkRequest
+	14, // 33: husk.agent.v1.Agent.MountStorage:input_type -> husk.agent.v1.MountStorageRequest
+	17, // 34: husk.agent.v1.Agent.UnmountStorage:input_type -> husk.agent.v1.UnmountStorageRequest
+	19, // 35: husk.agent.v1.Agent.ListenSocket:input_type -> husk.agent.v1.ListenSocketRequest
+	21, // 36: husk.agent.v1.Agent.CloseSocket:input_type -> husk.agent.v1.CloseSocketRequest
+	23, // 37: husk.agent.v1.Agent.HoldFileSystems:input_type -> husk.agent.v1.HoldFileSystemsRequest
+	25, // 38: husk.agent.v1.Agent.SyncClock:input_type -> husk.agent.v1.SyncClockRequest
+	27, // 39: husk.agent.v1.Agent.Shutdown:input_type -> husk.agent.v1.ShutdownRequest
+	30, // 40: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	32, // 41: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.StartContainerRequest
+	34, // 42: husk.agent.v1.Agent.ExecProcess:input_type -> husk.agent.v1.ExecProcessRequest
+	36, // 43: husk.agent.v1.Agent.SignalProcess:input_type -> husk.agent.v1.SignalProcessRequest
+	38, // 44: husk.agent.v1.Agent.WaitProcess:input_type -> husk.agent.v1.WaitProcessRequest
+	40, // 45: husk.agent.v1.Agent.ResizeTTY:input_type -> husk.agent.v1.ResizeTTYRequest
+	42, // 46: husk.agent.v1.Agent.RemoveContainer:input_type -> husk.agent.v1.RemoveContainerRequest
+	44, // 47: husk.agent.v1.Agent.ListProcesses:input_type -> husk.agent.v1.ListProcessesRequest
+	47, // 48: husk.agent.v1.Agent.UpdateContainer:input_type -> husk.agent.v1.UpdateContainerRequest
+	49, // 49: husk.agent.v1.Agent.PauseContainer:input_type -> husk.agent.v1.PauseContainerRequest
+	51, // 50: husk.agent.v1.Agent.ResumeContainer:input_type -> husk.agent.v1.ResumeContainerRequest
+	53, // 51: husk.agent.v1.Agent.StatsContainer:input_type -> husk.agent.v1.StatsContainerRequest
+	65, // 52: husk.agent.v1.Agent.OnlineResources:input_type -> husk.agent.v1.OnlineResourcesRequest
+	67, // 53: husk.agent.v1.Agent.WatchEvents:input_type -> husk.agent.v1.WatchEventsRequest
+	3,  // 54: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	5,  // 55: husk.agent.v1.Agent.Configure:output_type -> husk.agent.v1.ConfigureResponse
+	7,  // 56: husk.agent.v1.Agent.UpdateNetwork:output_type -> husk.agent.v1.UpdateNetworkResponse
+	16, // 57: husk.agent.v1.Agent.MountStorage:output_type -> husk.agent.v1.MountStorageResponse
+	18, // 58: husk.agent.v1.Agent.UnmountStorage:output_type -> husk.agent.v1.UnmountStorageResponse
+	20, // 59: husk.agent.v1.Agent.ListenSocket:output_type -> husk.agent.v1.ListenSocketResponse
+	22, // 60: husk.agent.v1.Agent.CloseSocket:output_type -> husk.agent.v1.CloseSocketResponse
+	24, // 61: husk.agent.v1.Agent.HoldFileSystems:output_type -> husk.agent.v1.HoldFileSystemsResponse
+	26, // 62: husk.agent.v1.Agent.SyncClock:output_type -> husk.agent.v1.SyncClockResponse
+	28, // 63: husk.agent.v1.Agent.Shutdown:output_type -> husk.agent.v1.ShutdownResponse
+	31, // 64: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	33, // 65: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.StartContainerResponse
+	35, // 66: husk.agent.v1.Agent.ExecProcess:output_type -> husk.agent.v1.ExecProcessResponse
+	37, // 67: husk.agent.v1.Agent.SignalProcess:output_type -> husk.agent.v1.SignalProcessResponse
+	39, // 68: husk.agent.v1.Agent.WaitProcess:output_type -> husk.agent.v1.WaitProcessResponse
+	41, // 69: husk.agent.v1.Agent.ResizeTTY:output_type -> husk.agent.v1.ResizeTTYResponse
+	43, // 70: husk.agent.v1.Agent.RemoveContainer:output_type -> husk.agent.v1.RemoveContainerResponse
+	45, // 71: husk.agent.v1.Agent.ListProcesses:output_type -> husk.agent.v1.ListProcessesResponse
+	48, // 72: husk.agent.v1.Agent.UpdateContainer:output_type -> husk.agent.v1.UpdateContainerResponse
+	50, // 73: husk.agent.v1.Agent.PauseContainer:output_type -> husk.agent.v1.PauseContainerResponse
+	52, // 74: husk.agent.v1.Agent.ResumeContainer:output_type -> husk.agent.v1.ResumeContainerResponse
+	54, // 75: husk.agent.v1.Agent.StatsContainer:output_type -> husk.agent.v1.StatsContainerResponse
+	66, // 76: husk.agent.v1.Agent.OnlineResources:output_type -> husk.agent.v1.OnlineResourcesResponse
+	68, // 77: husk.agent.v1.Agent.WatchEvents:output_type -> husk.agent.v1.Event
+	54, // [54:78] is the sub-list for method output_type
+	30, // [30:54] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_protocols_agent_v1_agent_proto_init() }
@@ -3297,7 +5024,7 @@ func file_protocols_agent_v1_agent_proto_init() {
 	if File_protocols_agent_v1_agent_proto != nil {
 		return
 	}
-	file_protocols_agent_v1_agent_proto_msgTypes[46].OneofWrappers = []any{
+	file_protocols_agent_v1_agent_proto_msgTypes[66].OneofWrappers = []any{
 		(*Event_Oom)(nil),
 		(*Event_Listen)(nil),
 		(*Event_Socket)(nil),
@@ -3308,7 +5035,7 @@ func file_protocols_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_protocols_agent_v1_agent_proto_rawDesc), len(file_protocols_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   50,
+			NumMessages:   70,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,11 @@ type AgentService interface {
 	ResizeTTY(context.Context, *ResizeTTYRequest) (*ResizeTTYResponse, error)
 	RemoveContainer(context.Context, *RemoveContainerRequest) (*RemoveContainerResponse, error)
 	ListProcesses(context.Context, *ListProcessesRequest) (*ListProcessesResponse, error)
+	UpdateContainer(context.Context, *UpdateContainerRequest) (*UpdateContainerResponse, error)
+	PauseContainer(context.Context, *PauseContainerRequest) (*PauseContainerResponse, error)
+	ResumeContainer(context.Context, *ResumeContainerRequest) (*ResumeContainerResponse, error)
+	StatsContainer(context.Context, *StatsContainerRequest) (*StatsContainerResponse, error)
+	OnlineResources(context.Context, *OnlineResourcesRequest) (*OnlineResourcesResponse, error)
 	WatchEvents(context.Context, *WatchEventsRequest, Agent_WatchEventsServer) error
 }
 
@@ -171,6 +176,41 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				}
 				return svc.ListProcesses(ctx, &req)
 			},
+			"UpdateContainer": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req UpdateContainerRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.UpdateContainer(ctx, &req)
+			},
+			"PauseContainer": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req PauseContainerRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.PauseContainer(ctx, &req)
+			},
+			"ResumeContainer": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ResumeContainerRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.ResumeContainer(ctx, &req)
+			},
+			"StatsContainer": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req StatsContainerRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.StatsContainer(ctx, &req)
+			},
+			"OnlineResources": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req OnlineResourcesRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.OnlineResources(ctx, &req)
+			},
 		},
 		Streams: map[string]ttrpc.Stream{
 			"WatchEvents": {
@@ -207,6 +247,11 @@ type AgentClient interface {
 	ResizeTTY(context.Context, *ResizeTTYRequest) (*ResizeTTYResponse, error)
 	RemoveContainer(context.Context, *RemoveContainerRequest) (*RemoveContainerResponse, error)
 	ListProcesses(context.Context, *ListProcessesRequest) (*ListProcessesResponse, error)
+	UpdateContainer(context.Context, *UpdateContainerRequest) (*UpdateContainerResponse, error)
+	PauseContainer(context.Context, *PauseContainerRequest) (*PauseContainerResponse, error)
+	ResumeContainer(context.Context, *ResumeContainerRequest) (*ResumeContainerResponse, error)
+	StatsContainer(context.Context, *StatsContainerRequest) (*StatsContainerResponse, error)
+	OnlineResources(context.Context, *OnlineResourcesRequest) (*OnlineResourcesResponse, error)
 	WatchEvents(context.Context, *WatchEventsRequest) (Agent_WatchEventsClient, error)
 }
 
@@ -359,6 +404,46 @@ func (c *agentClient) RemoveContainer(ctx context.Context, req *RemoveContainerR
 func (c *agentClient) ListProcesses(ctx context.Context, req *ListProcessesRequest) (*ListProcessesResponse, error) {
 	var resp ListProcessesResponse
 	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "ListProcesses", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) UpdateContainer(ctx context.Context, req *UpdateContainerRequest) (*UpdateContainerResponse, error) {
+	var resp UpdateContainerResponse
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "UpdateContainer", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) PauseContainer(ctx context.Context, req *PauseContainerRequest) (*PauseContainerResponse, error) {
+	var resp PauseContainerResponse
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "PauseContainer", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) ResumeContainer(ctx context.Context, req *ResumeContainerRequest) (*ResumeContainerResponse, error) {
+	var resp ResumeContainerResponse
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "ResumeContainer", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) StatsContainer(ctx context.Context, req *StatsContainerRequest) (*StatsContainerResponse, error) {
+	var resp StatsContainerResponse
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "StatsContainer", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) OnlineResources(ctx context.Context, req *OnlineResourcesRequest) (*OnlineResourcesResponse, error) {
+	var resp OnlineResourcesResponse
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "OnlineResources", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
