@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	huskevents "github.com/husk-containers/husk/shim/events"
+	"github.com/husk-containers/husk/shim/task"
 	"github.com/husk-containers/husk/virtcontainers"
 )
 
@@ -75,7 +76,7 @@ func (s *fakeSandbox) end(err error) {
 	close(s.done)
 }
 
-func (s *fakeSandbox) CreateContainer(_ context.Context, cfg virtcontainers.ContainerConfig) (container, error) {
+func (s *fakeSandbox) CreateContainer(_ context.Context, cfg virtcontainers.ContainerConfig) (task.Container, error) {
 	if s.createErr != nil {
 		return nil, s.createErr
 	}
@@ -118,9 +119,9 @@ type fakeContainer struct {
 	execs map[string]*fakeProcess
 }
 
-func (c *fakeContainer) Init() initProcess { return c.init }
+func (c *fakeContainer) Init() task.Process { return c.init }
 
-func (c *fakeContainer) Exec(_ context.Context, id string, _ *specs.Process, _ virtcontainers.Stdio) (execProcess, error) {
+func (c *fakeContainer) Exec(_ context.Context, id string, _ *specs.Process, _ virtcontainers.Stdio) (task.Exec, error) {
 	p := newFakeProcess()
 	c.mu.Lock()
 	defer c.mu.Unlock()
