@@ -25,6 +25,7 @@ const fakePID = 4711
 // fakeSandbox has containers whose processes do nothing until a test ends them.
 type fakeSandbox struct {
 	left                atomic.Bool // the bundle
+	paused              atomic.Bool
 	createErr, startErr error
 	ooms                chan string
 	done                chan struct{}
@@ -46,6 +47,10 @@ func (s *fakeSandbox) Leave() error                { s.left.Store(true); return 
 func (s *fakeSandbox) Start(context.Context) error { return s.startErr }
 func (s *fakeSandbox) OOMs() <-chan string         { return s.ooms }
 func (s *fakeSandbox) Done() <-chan struct{}       { return s.done }
+
+func (s *fakeSandbox) Paused() bool                 { return s.paused.Load() }
+func (s *fakeSandbox) Pause(context.Context) error  { s.paused.Store(true); return nil }
+func (s *fakeSandbox) Resume(context.Context) error { s.paused.Store(false); return nil }
 
 func (s *fakeSandbox) Err() error {
 	s.mu.Lock()

@@ -18,7 +18,11 @@ type (
 		Created() time.Time
 		// Start waits until the guest is ready and returns why it is not.
 		Start(ctx context.Context) error
+		// OOMs yields the ids of containers that have an OOM to tell of.
 		OOMs() <-chan string
+		Pause(ctx context.Context) error
+		Resume(ctx context.Context) error
+		Paused() bool
 		// Done is closed when the VM is gone; Err says why, where nobody wanted it.
 		Done() <-chan struct{}
 		Err() error

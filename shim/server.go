@@ -33,11 +33,11 @@ func (s *Service) register(server *ttrpc.Server) {
 		"Connect":   method(s.connect),
 		"Shutdown":  method(s.shutdownIdle),
 
-		"Pause":      unsupported[api.PauseRequest]("pausing a task"),
-		"Resume":     unsupported[api.ResumeRequest]("resuming a task"),
+		"Pause":  onTask(s, (*task.Task).Pause),
+		"Resume": onTask(s, (*task.Task).Resume),
+		"Stats":  onTask(s, (*task.Task).Stats),
+
 		"Checkpoint": unsupported[api.CheckpointTaskRequest]("a checkpoint of a task"),
-		"Stats":      unsupported[api.StatsRequest]("statistics of a task"),
-		"Update":     unsupported[api.UpdateTaskRequest]("updating a task's resources"),
 	}
 	for _, name := range []string{"containerd.task.v2.Task", "containerd.task.v3.Task"} {
 		server.Register(name, methods)

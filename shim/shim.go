@@ -112,7 +112,7 @@ func newService(ctx context.Context, cfg Config, start starter, events publisher
 		done: make(chan struct{}), shutdown: make(chan struct{}), tasks: map[string]*task.Task{},
 	}
 	s.shim = &task.Shim{
-		Namespace: s.namespace, Publish: events.Publish, Watch: s.watch, Done: s.done, Deleted: s.deleted,
+		Namespace: s.namespace, Publish: events.Publish, Watch: s.watch, Done: s.done, Deleted: s.deleted, Wake: s.wake,
 	}
 	s.transfers = transfer.New(s.files)
 	if s.hold {

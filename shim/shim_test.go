@@ -160,10 +160,13 @@ func TestErrors(t *testing.T) {
 			_, err := h.Start(ctx, &api.StartRequest{ID: "running", ExecID: "failing"})
 			return err
 		}, errdefs.ErrUnknown},
-		"delete while running": {func() error { _, err := h.Delete(ctx, &api.DeleteRequest{ID: "running"}); return err }, errdefs.ErrFailedPrecondition},
-		"kill what has exited": {func() error { _, err := h.Kill(ctx, &api.KillRequest{ID: "stopped", Signal: 9}); return err }, errdefs.ErrNotFound},
-		"pause":                {func() error { _, err := h.Pause(ctx, &api.PauseRequest{ID: "running"}); return err }, errdefs.ErrNotImplemented},
-		"stats":                {func() error { _, err := h.Stats(ctx, &api.StatsRequest{ID: "running"}); return err }, errdefs.ErrNotImplemented},
+		"delete while running":  {func() error { _, err := h.Delete(ctx, &api.DeleteRequest{ID: "running"}); return err }, errdefs.ErrFailedPrecondition},
+		"kill what has exited":  {func() error { _, err := h.Kill(ctx, &api.KillRequest{ID: "stopped", Signal: 9}); return err }, errdefs.ErrNotFound},
+		"pause what has exited": {func() error { _, err := h.Pause(ctx, &api.PauseRequest{ID: "stopped"}); return err }, errdefs.ErrFailedPrecondition},
+		"a checkpoint": {func() error {
+			_, err := h.Checkpoint(ctx, &api.CheckpointTaskRequest{ID: "running"})
+			return err
+		}, errdefs.ErrNotImplemented},
 	} {
 		err := tt.call()
 		if err == nil || !errors.Is(errgrpc.ToNative(err), tt.is) || strings.Contains(err.Error(), "\n") {

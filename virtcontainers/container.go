@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -55,6 +56,7 @@ type Container struct {
 	created    time.Duration   // what its creation took once the guest was ready
 	holds      bool            // nothing runs in it
 
+	oom atomic.Bool // there is one that nobody was told of
 	// oomAt is when an OOM was last told of; it is watchEvents' own.
 	oomAt time.Time
 
@@ -253,7 +255,11 @@ func (c *Container) Exec(_ context.Context, id string, sp *specs.Process, stdio 
 	if err == nil && c.holds {
 		err = fmt.Errorf("it is the pod's sandbox container, in which nothing runs: %w", errdefs.ErrNotImplemented)
 	}
-	if state := c.init.State(); err == nil && state != Running {
+	switch state := c.init.State(); {
+	case err != nil, state == Running:
+	case state == Paused:
+		err = fmt.Errorf("the container is paused: resume it first: %w", errdefs.ErrFailedPrecondition)
+	default:
 		err = fmt.Errorf("the container is %s, not running: %w", state, errdefs.ErrFailedPrecondition)
 	}
 	var ours *specs.Process
@@ -321,6 +327,9 @@ func (c *Container) Processes(ctx context.Context) ([]ProcessInfo, error) {
 	}
 	return ps, nil
 }
+
+// TakeOOM tells, once, that a process of the container was killed for want of memory.
+func (c *Container) TakeOOM() bool { return c.oom.Swap(false) }
 
 // Delete takes the container back, whatever the guest does. It is
 // FailedPrecondition while its init runs.

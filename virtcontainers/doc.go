@@ -31,6 +31,7 @@ type (
 const (
 	Created = process.Created
 	Running = process.Running
+	Paused  = process.Paused
 	Stopped = process.Stopped
 	Deleted = process.Deleted
 )

@@ -89,15 +89,21 @@ func (s *Sandbox) onEvent(e *agentv1.Event) {
 			return
 		}
 		c.oomAt = time.Now()
-		select {
-		case s.ooms <- c.id:
-		default: // a burst says no more than its first
-		}
+		c.ranOut()
 	}
 	if l := e.GetListen(); l != nil {
 		s.uplink.Listen(l)
 	}
 	if e := e.GetSocket(); e != nil {
 		s.sockets.Event(e)
+	}
+}
+
+// ranOut notes that the container ran out of memory.
+func (c *Container) ranOut() {
+	c.oom.Store(true)
+	select {
+	case c.sandbox.ooms <- c.id:
+	default: // it is told with the exit
 	}
 }

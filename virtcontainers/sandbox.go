@@ -268,7 +268,8 @@ func (s *Sandbox) Done() <-chan struct{} { return s.guest.Dead() }
 // Err says why the sandbox failed; nil while it runs and after a mere Stop.
 func (s *Sandbox) Err() error { return s.guest.Err() }
 
-// OOMs yields the ids of containers that ran out of memory. It is never closed.
+// OOMs yields the ids of containers whose TakeOOM has something to tell. It is never
+// closed.
 func (s *Sandbox) OOMs() <-chan string { return s.ooms }
 
 // Containers returns those that have not been deleted, in order of their ids.
@@ -298,7 +299,7 @@ func (s *Sandbox) ownPIDs() []string {
 		c.mu.Lock()
 		own := c.ownPID
 		c.mu.Unlock()
-		if state := c.init.State(); own && (state == Created || state == Running) {
+		if state := c.init.State(); own && state != Stopped && state != Deleted {
 			ids = append(ids, c.id)
 		}
 	}

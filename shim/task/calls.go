@@ -11,6 +11,7 @@ import (
 	taskapi "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -38,12 +39,17 @@ func (t *Task) Delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteRes
 	if err != nil {
 		return nil, err
 	}
-	if p.state() == virtcontainers.Running && p.State() != virtcontainers.Deleted {
-		return nil, fmt.Errorf("delete %s: it is running: %w", t.name(p), errdefs.ErrFailedPrecondition)
+	if s := p.state(); (s == virtcontainers.Running || s == virtcontainers.Paused) && p.State() != virtcontainers.Deleted {
+		return nil, fmt.Errorf("delete %s: it is %s: %w", t.name(p), s, errdefs.ErrFailedPrecondition)
 	}
 	client := ctx
 	// The client may go away; what was begun is finished.
 	ctx = context.WithoutCancel(ctx)
+	if p.exec == nil && p.state() == virtcontainers.Created {
+		if err := t.shim.Wake(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if p.exec != nil {
 		if _, err := p.exec.Delete(ctx); err != nil {
 			return nil, t.deletedBefore(client, p, err)
@@ -114,6 +120,7 @@ func (t *Task) ResizePty(ctx context.Context, r *api.ResizePtyRequest) (*emptypb
 var statuses = map[virtcontainers.ProcessState]taskapi.Status{
 	virtcontainers.Created: taskapi.Status_CREATED,
 	virtcontainers.Running: taskapi.Status_RUNNING,
+	virtcontainers.Paused:  taskapi.Status_PAUSED,
 	virtcontainers.Stopped: taskapi.Status_STOPPED,
 }
 
@@ -138,9 +145,13 @@ func (t *Task) State(_ context.Context, r *api.StateRequest) (*api.StateResponse
 	return resp, nil
 }
 
-// Kill signals a process, or all.
+// Kill signals a process, or all. What is to end for certain wakes a sandbox that is
+// paused: a pod that is deleted must not hang.
 func (t *Task) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty, error) {
 	p, err := t.process(r.ExecID)
+	if err == nil && unix.Signal(r.Signal) == unix.SIGKILL {
+		err = t.shim.Wake(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}

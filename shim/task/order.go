@@ -131,11 +131,21 @@ func (t *Task) tell(p *process) {
 	exit := p.Exit()
 	id := p.id
 	if p.exec == nil {
+		t.TellOOM()
 		id = t.id
 	}
 	t.shim.Publish(&events.TaskExit{
 		ContainerID: t.id, ID: id, Pid: p.pid, ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.At),
 	})
+}
+
+// TellOOM tells that the container ran out of memory, where it did and nobody was told.
+func (t *Task) TellOOM() {
+	t.telling.Lock() // what another has taken is told when this returns
+	defer t.telling.Unlock()
+	if t.container.TakeOOM() {
+		t.shim.Publish(&events.TaskOOM{ContainerID: t.id})
+	}
 }
 
 // abandon ends the waiting for an exec that is not started and will not be: it has

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -31,6 +32,12 @@ type (
 		Init() Process
 		Exec(ctx context.Context, id string, spec *specs.Process, io virtcontainers.Stdio) (Exec, error)
 		Processes(ctx context.Context) ([]virtcontainers.ProcessInfo, error)
+		Pause(ctx context.Context) error
+		Resume(ctx context.Context) error
+		Update(ctx context.Context, r *specs.LinuxResources) error
+		Stats(ctx context.Context) (*stats.Metrics, error)
+		// TakeOOM tells, once, that one of its processes was killed for want of memory.
+		TakeOOM() bool
 		Delete(ctx context.Context) (virtcontainers.Exit, error)
 	}
 	// A Process is a container's init or an exec.
@@ -62,13 +69,16 @@ type Shim struct {
 	// Deleted is called when the task of that id was deleted and that was told, before
 	// its Delete is answered.
 	Deleted func(id string)
+	// Wake has a sandbox that is paused go on, and tells of it.
+	Wake func(ctx context.Context) error
 }
 
 // A Task is a container as containerd sees it. Its methods are safe for concurrent
 // use.
 //
 // What is told of a process comes in this order, whatever the races: its start
-// before its exit, and the exits of execs before that of the task. So the exit of
+// before its exit, and the exits of execs, and that memory ran out, before that of the
+// task. So the exit of
 // a process is held back until it was told of its start, and to clients the
 // process runs until its exit was told.
 type Task struct {
@@ -79,6 +89,8 @@ type Task struct {
 	init       *process
 	// deleted is closed when a Delete has ended.
 	deleted chan struct{}
+
+	telling sync.Mutex // of memory that ran out
 
 	mu sync.Mutex
 	// execs by id; nil while one is being added.
@@ -138,6 +150,9 @@ func processStdio(u stdio.URIs, s *stdio.Streams) virtcontainers.Stdio {
 
 // PID is that of the task's processes to containerd: the VM monitor's.
 func (t *Task) PID() uint32 { return t.init.pid }
+
+// Holds tells whether it is the sandbox container of a pod, in which nothing runs.
+func (t *Task) Holds() bool { return t.holds }
 
 // Files are the container's.
 func (t *Task) Files() transfer.Files { return t.container }

@@ -36,6 +36,7 @@ type harness struct {
 	t       *testing.T
 	shim    task.Shim
 	journal tasktest.Journal
+	woken   int
 }
 
 func newHarness(t *testing.T) *harness {
@@ -43,7 +44,7 @@ func newHarness(t *testing.T) *harness {
 	done := make(chan struct{})
 	var watches sync.WaitGroup
 	h.shim = task.Shim{
-		Namespace: "ns", Publish: h.journal.Publish, Done: done, Deleted: func(string) {},
+		Namespace: "ns", Publish: h.journal.Publish, Done: done, Deleted: func(string) {}, Wake: func(context.Context) error { h.woken++; return nil },
 		Watch: func(f func()) bool { watches.Go(f); return true },
 	}
 	t.Cleanup(func() { close(done); watches.Wait() })

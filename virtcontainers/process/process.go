@@ -97,7 +97,23 @@ func New(o Options) *Process {
 func (p *Process) State() State {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.state == Running && p.sandbox.Guest.State() == guest.Paused {
+		return Paused
+	}
 	return p.state
+}
+
+// Freeze notes that the process's container was paused, or goes on.
+func (p *Process) Freeze(paused bool) error {
+	to := Running
+	if paused {
+		to = Paused
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next, err := move(p.name(), p.state, to)
+	p.state = next
+	return err
 }
 
 // Exited is closed once the process has exited and what it wrote has been

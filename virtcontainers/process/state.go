@@ -9,13 +9,14 @@ import (
 
 // A State is where a process is in its life.
 //
-//	from \ to  created  running  stopped  deleted
+//	from \ to  created  running  paused  stopped  deleted
 //	(new)         x
-//	created                x        x        x
-//	running                         x
-//	stopped                                  x
+//	created                x               x        x
+//	running                         x      x
+//	paused                 x               x
+//	stopped                                         x
 //
-// Created to stopped is a kill before the start, a start that failed, or the
+// Paused are an init whose container is, and every process of a sandbox that is. Created to stopped is a kill before the start, a start that failed, or the
 // VM's end. Created to deleted is an exec that was never started.
 type State int
 
@@ -23,6 +24,7 @@ type State int
 const (
 	Created State = iota + 1
 	Running
+	Paused
 	Stopped
 	Deleted
 )
@@ -34,6 +36,8 @@ func (s State) String() string {
 		return "created"
 	case Running:
 		return "running"
+	case Paused:
+		return "paused"
 	case Stopped:
 		return "stopped"
 	case Deleted:
@@ -44,7 +48,8 @@ func (s State) String() string {
 
 var moves = map[State][]State{
 	Created: {Running, Stopped, Deleted},
-	Running: {Stopped},
+	Running: {Paused, Stopped},
+	Paused:  {Running, Stopped},
 	Stopped: {Deleted},
 }
 

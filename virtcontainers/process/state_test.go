@@ -10,10 +10,11 @@ import (
 
 // The table of the doc comment, said once more and walked whole.
 func TestStates(t *testing.T) {
-	all := []State{Created, Running, Stopped, Deleted}
+	all := []State{Created, Running, Paused, Stopped, Deleted}
 	allowed := map[State][]State{
 		Created: {Running, Stopped, Deleted},
-		Running: {Stopped},
+		Running: {Paused, Stopped},
+		Paused:  {Running, Stopped},
 		Stopped: {Deleted},
 	}
 	for _, from := range all {

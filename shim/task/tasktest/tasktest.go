@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -23,9 +25,12 @@ type Container struct {
 	init *Process
 	// OnDelete runs within Delete; nil: nothing does.
 	OnDelete func()
+	oom      atomic.Bool
 
-	mu    sync.Mutex
-	execs map[string]*Process
+	mu sync.Mutex
+	// Updated is what Update was called with last.
+	Updated *specs.LinuxResources
+	execs   map[string]*Process
 }
 
 // NewContainer returns a container that was created.
@@ -59,6 +64,35 @@ func (c *Container) Exec(_ context.Context, id string, _ *specs.Process, _ virtc
 func (c *Container) Processes(context.Context) ([]virtcontainers.ProcessInfo, error) {
 	return []virtcontainers.ProcessInfo{{PID: 1}, {PID: 9, ExecID: "e"}}, nil
 }
+
+// Pause is a task.Container's.
+func (c *Container) Pause(context.Context) error {
+	return c.init.freeze(virtcontainers.Running, virtcontainers.Paused)
+}
+
+// Resume is a task.Container's.
+func (c *Container) Resume(context.Context) error {
+	return c.init.freeze(virtcontainers.Paused, virtcontainers.Running)
+}
+
+// Update is a task.Container's: Updated has what it was given.
+func (c *Container) Update(_ context.Context, r *specs.LinuxResources) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Updated = r
+	return nil
+}
+
+// Stats is a task.Container's.
+func (c *Container) Stats(context.Context) (*stats.Metrics, error) {
+	return &stats.Metrics{Pids: &stats.PidsStat{Current: 7}}, nil
+}
+
+// RunOutOfMemory has TakeOOM tell so once.
+func (c *Container) RunOutOfMemory() { c.oom.Store(true) }
+
+// TakeOOM is a task.Container's.
+func (c *Container) TakeOOM() bool { return c.oom.Swap(false) }
 
 // Delete is a task.Container's.
 func (c *Container) Delete(context.Context) (virtcontainers.Exit, error) {
@@ -147,6 +181,16 @@ func (p *Process) ExitWith(status uint32) {
 	close(p.exited)
 }
 
+func (p *Process) freeze(from, to virtcontainers.ProcessState) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state != from {
+		return fmt.Errorf("it is %s: %w", p.state, errdefs.ErrFailedPrecondition)
+	}
+	p.state = to
+	return nil
+}
+
 func (p *Process) retire() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -224,6 +268,10 @@ func (j *Journal) Publish(ev huskevents.Event) {
 		word = "delete " + ev.ContainerID
 	case *events.TaskOOM:
 		word = "oom " + ev.ContainerID
+	case *events.TaskPaused:
+		word = "paused " + ev.ContainerID
+	case *events.TaskResumed:
+		word = "resumed " + ev.ContainerID
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
