@@ -107,11 +107,19 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cfg ContainerConfig) (_ *
 
 func (c *Container) newInit(stdio Stdio) *Process {
 	return process.New(process.Options{
-		Sandbox: c.sandbox.processes, Container: c.id, Stdio: stdio, Holds: c.holds, OnExit: c.report,
+		Sandbox: c.sandbox.processes, Container: c.id, Stdio: stdio, Holds: c.holds, OnExit: c.exited,
 		OnStart: func(took time.Duration) {
 			c.sandbox.log.Info("container started", "container", c.id, "create", ms(c.created), "start", ms(took))
 		},
 	})
+}
+
+// exited is called before the exit of the container is told.
+func (c *Container) exited(oom bool) {
+	if oom {
+		c.ranOut()
+	}
+	c.report()
 }
 
 func checkID(id string) error {
