@@ -37,9 +37,14 @@ func (g *Guest) Call(ctx context.Context, f func(context.Context, agentv1.AgentC
 		return err
 	}
 	defer g.leave()
+	return g.call(ctx, a, f)
+}
+
+// call is Call by one that has been let in.
+func (g *Guest) call(ctx context.Context, a agentv1.AgentClient, f func(context.Context, agentv1.AgentClient) error) error {
 	ctx, cancel := g.Request(ctx)
 	defer cancel()
-	err = f(ctx, a)
+	err := f(ctx, a)
 	switch {
 	case err == nil:
 		return nil
