@@ -4128,10 +4128,11 @@ type OnlineResourcesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In use now: it may be fewer, or more, than was asked for.
 	Cpus uint32 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	// MemTotal of /proc/meminfo, in bytes.
-	MemoryBytes   uint64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// MemTotal and MemAvailable of /proc/meminfo, in bytes.
+	MemoryBytes    uint64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	AvailableBytes uint64 `protobuf:"varint,3,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *OnlineResourcesResponse) Reset() {
@@ -4174,6 +4175,13 @@ func (x *OnlineResourcesResponse) GetCpus() uint32 {
 func (x *OnlineResourcesResponse) GetMemoryBytes() uint64 {
 	if x != nil {
 		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *OnlineResourcesResponse) GetAvailableBytes() uint64 {
+	if x != nil {
+		return x.AvailableBytes
 	}
 	return 0
 }
@@ -4803,10 +4811,11 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"O\n" +
 	"\x16OnlineResourcesRequest\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
-	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\"P\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\"y\n" +
 	"\x17OnlineResourcesResponse\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
-	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\"\x14\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12'\n" +
+	"\x0favailable_bytes\x18\x03 \x01(\x04R\x0eavailableBytes\"\x14\n" +
 	"\x12WatchEventsRequest\"\xa9\x01\n" +
 	"\x05Event\x12+\n" +
 	"\x03oom\x18\x01 \x01(\v2\x17.husk.agent.v1.OOMEventH\x00R\x03oom\x124\n" +
