@@ -35,7 +35,7 @@ func (s *Sandbox) machine(ctx context.Context, g *guest.Guest) (hypervisor.Confi
 	}
 	s.uplink = up // before the guest's first event
 	s.undo.Push("close the network", hostStep, up.Close)
-	s.spawn(func() { up.Run(s.watchCtx) })
+	s.spawn(up.Run)
 	devices := []hypervisor.Device{hypervisor.Share{Tag: shareTag, Dir: s.shareDir()}}
 	for _, nic := range up.NICs() {
 		devices = append(devices, nic)
