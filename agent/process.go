@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/husk-containers/husk/agent/container"
+	"github.com/husk-containers/husk/agent/lifecycle"
 	"github.com/husk-containers/husk/agent/stream"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
@@ -26,8 +27,8 @@ type guestContainer struct {
 // A process is the first process of a container, or an exec.
 type process struct {
 	container *guestContainer
-	execID    string // empty: the first
-	state     state  // under Agent.mu
+	execID    string          // empty: the first
+	state     lifecycle.State // under Agent.mu
 
 	// What is below is there from the state created on.
 	*container.Process
@@ -46,8 +47,8 @@ func (p *process) String() string {
 }
 
 // move moves p on. The caller holds Agent.mu.
-func (p *process) move(e event) error {
-	s, err := next(p.state, e)
+func (p *process) move(e lifecycle.Event) error {
+	s, err := lifecycle.Next(p.state, e)
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
 	}
@@ -67,7 +68,7 @@ func (a *Agent) find(containerID, execID string) (*process, error) {
 			return nil, fmt.Errorf("exec %q in container %q: %w", execID, containerID, errdefs.ErrNotFound)
 		}
 	}
-	if p.state == creating {
+	if p.state == lifecycle.Creating {
 		return nil, fmt.Errorf("%s: it is %s: %w", p, p.state, errdefs.ErrFailedPrecondition)
 	}
 	return p, nil
@@ -94,11 +95,11 @@ func (a *Agent) processes() []*process {
 // caller holds Agent.mu.
 func (c *guestContainer) made() []*process {
 	var all []*process
-	if c.init.state != creating {
+	if c.init.state != lifecycle.Creating {
 		all = append(all, c.init)
 	}
 	for _, p := range c.execs {
-		if p.state != creating {
+		if p.state != lifecycle.Creating {
 			all = append(all, p)
 		}
 	}
@@ -107,7 +108,7 @@ func (c *guestContainer) made() []*process {
 
 // launch has the runtime make a process, with the streams that the host has
 // opened for it, and starts watching it. events are what then happens to it.
-func (a *Agent) launch(p *process, s *agentv1.Streams, makeIt func(container.Stdio) (*container.Process, error), events ...event) error {
+func (a *Agent) launch(p *process, s *agentv1.Streams, makeIt func(container.Stdio) (*container.Process, error), events ...lifecycle.Event) error {
 	conns, err := a.claims.ClaimAll(s.GetStdin(), s.GetStdout(), s.GetStderr())
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
@@ -135,7 +136,7 @@ func (a *Agent) launch(p *process, s *agentv1.Streams, makeIt func(container.Std
 	p.streams = stream.Copy(local, conns, stdio.Terminal)
 	p.done = make(chan struct{})
 	a.mu.Lock()
-	gone := a.containers[p.container.id] != p.container || p.container.init.state == removing
+	gone := a.containers[p.container.id] != p.container || p.container.init.state == lifecycle.Removing
 	for _, e := range events {
 		if err == nil {
 			err = p.move(e)
@@ -173,7 +174,7 @@ func (a *Agent) watch(p *process) {
 		StderrBytes: stderr,
 	}
 	a.mu.Lock()
-	err := p.move(exited)
+	err := p.move(lifecycle.Exited)
 	a.mu.Unlock()
 	logError(err, "process ended")
 	close(p.done)

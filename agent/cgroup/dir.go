@@ -1,4 +1,5 @@
-package container
+// Package cgroup reads and writes the files of cgroups of version 2.
+package cgroup
 
 import (
 	"bytes"
@@ -15,12 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A cgroup is the directory of a cgroup v2. One that is not there has no
+// A Dir is the directory of a cgroup v2. One that is not there has no
 // processes.
-type cgroup string
+type Dir string
 
 // dirs returns the cgroup and all below it, parents first.
-func (c cgroup) dirs() ([]string, error) {
+func (c Dir) dirs() ([]string, error) {
 	var dirs []string
 	err := filepath.WalkDir(string(c), func(p string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -34,8 +35,8 @@ func (c cgroup) dirs() ([]string, error) {
 	return dirs, err
 }
 
-// pids lists the processes in the cgroup and below.
-func (c cgroup) pids() ([]int, error) {
+// Pids lists the processes in the cgroup and below.
+func (c Dir) Pids() ([]int, error) {
 	dirs, err := c.dirs()
 	if err != nil {
 		return nil, err
@@ -60,9 +61,9 @@ func (c cgroup) pids() ([]int, error) {
 	return pids, nil
 }
 
-// kill sends a signal to all processes in the cgroup and below: SIGKILL to all
+// Kill sends a signal to all processes in the cgroup and below: SIGKILL to all
 // at one stroke, any other one by one.
-func (c cgroup) kill(signal syscall.Signal) error {
+func (c Dir) Kill(signal syscall.Signal) error {
 	if signal == syscall.SIGKILL {
 		err := os.WriteFile(filepath.Join(string(c), "cgroup.kill"), []byte("1"), 0)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
@@ -70,7 +71,7 @@ func (c cgroup) kill(signal syscall.Signal) error {
 		}
 		return err
 	}
-	pids, err := c.pids()
+	pids, err := c.Pids()
 	if err != nil {
 		return err
 	}
@@ -83,9 +84,9 @@ func (c cgroup) kill(signal syscall.Signal) error {
 	return errors.Join(errs...)
 }
 
-// waitEmpty returns when no process is left in the cgroup or below. The kernel
+// WaitEmpty returns when no process is left in the cgroup or below. The kernel
 // tells of it by a priority event on cgroup.events.
-func (c cgroup) waitEmpty(timeout time.Duration) error {
+func (c Dir) WaitEmpty(timeout time.Duration) error {
 	f, err := os.Open(filepath.Join(string(c), "cgroup.events"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -103,7 +104,7 @@ func (c cgroup) waitEmpty(timeout time.Duration) error {
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
-			pids, _ := c.pids()
+			pids, _ := c.Pids()
 			return fmt.Errorf("processes %v do not end within %s of SIGKILL", pids, timeout)
 		}
 		poll := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
@@ -113,8 +114,8 @@ func (c cgroup) waitEmpty(timeout time.Duration) error {
 	}
 }
 
-// remove removes the cgroup and all below it. They are empty.
-func (c cgroup) remove() error {
+// Remove removes the cgroup and all below it. They are empty.
+func (c Dir) Remove() error {
 	dirs, err := c.dirs()
 	if err != nil {
 		return err
