@@ -11,18 +11,17 @@ import (
 
 	"github.com/husk-containers/husk/agent/container"
 	"github.com/husk-containers/husk/agent/lifecycle"
-	"github.com/husk-containers/husk/agent/spec"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
 // CreateContainer implements agentv1.AgentService.
 func (a service) CreateContainer(ctx context.Context, r *agentv1.CreateContainerRequest) (*agentv1.CreateContainerResponse, error) {
 	id := r.GetContainerId()
-	bundle, err := spec.Decode(id, r.GetSpec(), r.GetStreams().GetTerminal())
+	spec, err := container.DecodeSpec(id, r.GetSpec(), r.GetStreams().GetTerminal())
 	if err != nil {
 		return nil, fmt.Errorf("create container %q: %w", id, err)
 	}
-	c := &guestContainer{id: id, ownPID: spec.HasOwnPID(bundle), execs: make(map[string]*process)}
+	c := &guestContainer{id: id, ownPID: container.HasOwnPID(spec), execs: make(map[string]*process)}
 	c.init = &process{container: c, state: lifecycle.Creating}
 	a.mu.Lock()
 	taken := a.containers[id] != nil
@@ -34,10 +33,10 @@ func (a service) CreateContainer(ctx context.Context, r *agentv1.CreateContainer
 		return nil, fmt.Errorf("create container %q: %w", id, errdefs.ErrAlreadyExists)
 	}
 	err = a.launch(c.init, r.GetStreams(), func(stdio container.Stdio) (*container.Process, error) {
-		if err := a.makeDevices(bundle); err != nil {
+		if err := a.makeDevices(spec); err != nil {
 			return nil, fmt.Errorf("create container %q: %w", id, err)
 		}
-		return a.opts.Runtime.Create(ctx, id, bundle, r.GetFileSystems(), stdio)
+		return a.opts.Runtime.Create(ctx, id, spec, r.GetFileSystems(), stdio)
 	}, lifecycle.Made)
 	if err != nil {
 		a.mu.Lock()
@@ -82,7 +81,7 @@ func (a *Agent) begin(containerID, execID string, e lifecycle.Event) (*process, 
 // ExecProcess implements agentv1.AgentService.
 func (a service) ExecProcess(ctx context.Context, r *agentv1.ExecProcessRequest) (*agentv1.ExecProcessResponse, error) {
 	id, execID := r.GetContainerId(), r.GetExecId()
-	process, err := spec.DecodeProcess(r.GetProcess(), r.GetStreams().GetTerminal())
+	process, err := container.DecodeProcess(r.GetProcess(), r.GetStreams().GetTerminal())
 	if err != nil {
 		return nil, fmt.Errorf("exec %q in container %q: %w", execID, id, err)
 	}
@@ -90,6 +89,7 @@ func (a service) ExecProcess(ctx context.Context, r *agentv1.ExecProcessRequest)
 	if err != nil {
 		return nil, err
 	}
+	defer p.container.launches.add(-1)
 	err = a.launch(p, r.GetStreams(), func(stdio container.Stdio) (*container.Process, error) {
 		return a.opts.Runtime.Exec(ctx, id, execID, process, stdio)
 	}, lifecycle.Made, lifecycle.Start, lifecycle.Started)
@@ -102,7 +102,8 @@ func (a service) ExecProcess(ctx context.Context, r *agentv1.ExecProcessRequest)
 	return &agentv1.ExecProcessResponse{Pid: uint32(p.PID())}, nil
 }
 
-// addExec adds an exec, still to be made, to a running container.
+// addExec adds an exec, still to be made, to a running container. It is counted in
+// launches.
 func (a *Agent) addExec(id, execID string) (*process, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -118,6 +119,7 @@ func (a *Agent) addExec(id, execID string) (*process, error) {
 		return nil, fmt.Errorf("%s: %w", p, errdefs.ErrAlreadyExists)
 	}
 	p.container.execs[execID] = p
+	p.container.launches.add(1)
 	return p, nil
 }
 

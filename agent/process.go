@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -22,6 +23,11 @@ type guestContainer struct {
 	ownPID bool
 	init   *process
 	execs  map[string]*process // under Agent.mu
+
+	ooms uint64 // OOM events of it that were published; under Agent.mu
+
+	launches launches
+	updating sync.Mutex
 }
 
 // A process is the first process of a container, or an exec.
@@ -164,14 +170,16 @@ func (a *Agent) watch(p *process) {
 		logError(err, "container ended", "container", p.container.id)
 	}
 	stdout, stderr := p.streams.Drain(stream.Patience)
-	if p.execID == "" {
-		a.checkOOM(p.container.id) // the kernel's own event may come late
-	}
+	a.checkOOM(p.container.id) // the kernel's own event may come late
+	a.mu.Lock()
+	ooms := p.container.ooms
+	a.mu.Unlock()
 	p.exit = &agentv1.WaitProcessResponse{
 		ExitStatus:  uint32(exit.Status),
 		ExitedAtNs:  exit.At.UnixNano(),
 		StdoutBytes: stdout,
 		StderrBytes: stderr,
+		OomEvents:   ooms,
 	}
 	a.mu.Lock()
 	err := p.move(lifecycle.Exited)

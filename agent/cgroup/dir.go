@@ -3,6 +3,7 @@ package cgroup
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -84,34 +85,97 @@ func (c Dir) Kill(signal syscall.Signal) error {
 	return errors.Join(errs...)
 }
 
-// WaitEmpty returns when no process is left in the cgroup or below. The kernel
-// tells of it by a priority event on cgroup.events.
+// WaitEmpty returns when no process is left in the cgroup or below.
 func (c Dir) WaitEmpty(timeout time.Duration) error {
-	f, err := os.Open(filepath.Join(string(c), "cgroup.events"))
-	if errors.Is(err, fs.ErrNotExist) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	err := c.await(ctx, "populated 0")
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if ctx.Err() != nil {
+		pids, _ := c.Pids()
+		err = fmt.Errorf("processes %v do not end within %s of SIGKILL", pids, timeout)
+	}
+	return err
+}
+
+// Freeze stops every process in the cgroup and below, and returns once they stand.
+// Where ctx ends before that they go on.
+func (c Dir) Freeze(ctx context.Context) error {
+	err := c.write("cgroup.freeze", "1")
+	if err == nil {
+		err = c.await(ctx, "frozen 1")
+	}
+	if err != nil {
+		return errors.Join(err, c.write("cgroup.freeze", "0"))
+	}
+	return nil
+}
+
+// Thaw lets the processes in the cgroup and below go on.
+func (c Dir) Thaw(ctx context.Context) error {
+	if err := c.write("cgroup.freeze", "0"); err != nil {
+		return err
+	}
+	return c.await(ctx, "frozen 0")
+}
+
+// await returns when cgroup.events has the line. The kernel tells of each change by
+// inotify. fs.ErrNotExist where the cgroup is not there, or no longer.
+func (c Dir) await(ctx context.Context, line string) error {
+	file := c.file("cgroup.events")
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("start inotify: %w", err)
+	}
+	inotify := os.NewFile(uintptr(fd), "inotify")
+	defer inotify.Close()
+	if _, err := unix.InotifyAddWatch(fd, file, unix.IN_MODIFY); err != nil {
+		return &fs.PathError{Op: "watch", Path: file, Err: err}
+	}
+	defer context.AfterFunc(ctx, func() { inotify.SetReadDeadline(time.Unix(1, 0)) })() //nolint:errcheck // it can be polled
+	buf := make([]byte, 1024)
+	for {
+		events, err := os.ReadFile(file)
+		if errors.Is(err, unix.ENODEV) {
+			err = fs.ErrNotExist
+		}
+		if err != nil {
+			return err
+		}
+		if hasLine(events, line) {
+			return nil
+		}
+		if _, err := inotify.Read(buf); err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return fmt.Errorf("wait for %q of cgroup %s: %w", line, filepath.Base(string(c)), err)
+		}
+	}
+}
+
+func hasLine(content []byte, line string) bool {
+	for l := range bytes.Lines(content) {
+		if string(bytes.TrimSuffix(l, []byte("\n"))) == line {
+			return true
+		}
+	}
+	return false
+}
+
+func (c Dir) file(name string) string { return filepath.Join(string(c), name) }
+
+// write writes a control file, which the kernel has made.
+func (c Dir) write(name, value string) error {
+	f, err := os.OpenFile(c.file(name), os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	deadline := time.Now().Add(timeout)
-	buf := make([]byte, 256)
-	for {
-		n, err := f.ReadAt(buf, 0)
-		if errors.Is(err, unix.ENODEV) || bytes.Contains(buf[:n], []byte("populated 0")) {
-			return nil
-		}
-		left := time.Until(deadline)
-		if left <= 0 {
-			pids, _ := c.Pids()
-			return fmt.Errorf("processes %v do not end within %s of SIGKILL", pids, timeout)
-		}
-		poll := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
-		if _, err := unix.Poll(poll, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {
-			return fmt.Errorf("poll cgroup: %w", err)
-		}
-	}
+	_, err = f.WriteString(value)
+	return err
 }
 
 // Remove removes the cgroup and all below it. They are empty.

@@ -40,9 +40,11 @@ type Crun struct {
 
 	fileSystems *fileSystems
 
-	mu    sync.Mutex
-	held  map[string][]string      // by container, of fileSystems
-	inits map[string]*reap.Process // by container, its first process
+	mu sync.Mutex
+	// By container:
+	held    map[string][]string                  // of fileSystems
+	inits   map[string]*reap.Process             // its first process
+	devices map[string][]specs.LinuxDeviceCgroup // what it may use
 }
 
 // CrunConfig says where things are. Every path is absolute.
@@ -77,6 +79,7 @@ func NewCrun(cfg CrunConfig, table *reap.Table) (*Crun, error) {
 	return &Crun{
 		cfg: cfg, table: table, oom: oom, fileSystems: newFileSystems(),
 		held: make(map[string][]string), inits: make(map[string]*reap.Process),
+		devices: make(map[string][]specs.LinuxDeviceCgroup),
 	}, nil
 }
 
@@ -133,13 +136,17 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, sources.close()) }()
-	config, err := json.Marshal(spec)
+	resources := spec.Linux.Resources
+	config, err := json.Marshal(devicesAlone(spec))
 	if err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), config, 0o600); err != nil {
 		return nil, err
 	}
+	c.mu.Lock()
+	c.devices[id] = devicesOf(resources)
+	c.mu.Unlock()
 	p, err := c.launch(ctx, filepath.Join(dir, "init"), spec.Process, stdio, func(ctx context.Context, l launch) error {
 		opts := &runc.CreateOpts{IO: l.io, PidFile: l.pidFile}
 		if l.socket != nil {
@@ -154,6 +161,11 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 	c.inits[id] = p.Process
 	c.mu.Unlock()
 	c.oom.Add(id, c.cgroup(id))
+	if resources != nil { // the process waits for Start
+		if err := c.cgroup(id).Limit(resources); err != nil {
+			return nil, err
+		}
+	}
 	return p, nil
 }
 
@@ -306,6 +318,7 @@ func (c *Crun) Delete(ctx context.Context, id string) error {
 	held := c.held[id]
 	delete(c.held, id)
 	delete(c.inits, id)
+	delete(c.devices, id)
 	c.mu.Unlock()
 	errs = append(errs, cg.Remove(), c.fileSystems.release(held), os.RemoveAll(c.bundle(id)))
 	if err := errors.Join(errs...); err != nil {

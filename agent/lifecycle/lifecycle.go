@@ -11,14 +11,18 @@ import (
 // A State is where a process, a container's first or an exec, stands. A
 // container is in the state of its first process.
 //
-//	             made      start     started  failed   exited    remove    kept
+//	             made     start     started   failed   pause    frozen  resume    thawed   exited    remove    kept
 //	creating     created
-//	created                starting                    stopped   removing
-//	starting                         running  created  stopped   removing
-//	running                                            stopped   removing
-//	stopped                          stopped  stopped            removing
-//	removing                         removing removing removing            stopped
+//	created               starting                                                       stopped   removing
+//	starting                        running   created                                    stopped   removing
+//	running                                            pausing                           stopped   removing
+//	pausing                                                     paused            running  stopped   removing
+//	paused                                                              resuming           stopped   removing
+//	resuming                                                    paused            running  stopped   removing
+//	stopped                         stopped   stopped           stopped           stopped            removing
+//	removing                        removing  removing          removing          removing removing            stopped
 //
+// Pause and resume are of containers: their execs go on being running.
 // An exec goes from creating by way of created and starting to running in one
 // step. The initial state is creating; the end of removing is that nobody knows
 // the process any more. Where there is no entry the event is refused.
@@ -30,6 +34,9 @@ const (
 	Created
 	Starting
 	Running
+	Pausing
+	Paused
+	Resuming
 	Stopped
 	Removing
 )
@@ -44,6 +51,12 @@ func (s State) String() string {
 		return "being started"
 	case Running:
 		return "running"
+	case Pausing:
+		return "being paused"
+	case Paused:
+		return "paused: resume it first"
+	case Resuming:
+		return "being resumed"
 	case Stopped:
 		return "stopped"
 	case Removing:
@@ -61,6 +74,10 @@ const (
 	Start                    // the host wants it started
 	Started                  // the runtime has started it
 	Failed                   // the runtime could not start it
+	Pause                    // the host wants it to stand
+	Frozen                   // it stands: it does now, or it could not be resumed
+	Resume                   // the host wants it to go on
+	Thawed                   // it goes on: it does now, or it could not be paused
 	Exited                   // it has ended
 	Remove                   // the host wants it gone
 	Kept                     // it could not be removed
@@ -76,6 +93,14 @@ func (e Event) String() string {
 		return "started"
 	case Failed:
 		return "failed"
+	case Pause:
+		return "pause"
+	case Frozen:
+		return "frozen"
+	case Resume:
+		return "resume"
+	case Thawed:
+		return "thawed"
 	case Exited:
 		return "exited"
 	case Remove:
@@ -115,6 +140,28 @@ func Next(s State, e Event) (State, error) {
 		}
 	case Running:
 		switch e {
+		case Pause:
+			return Pausing, nil
+		case Exited:
+			return Stopped, nil
+		case Remove:
+			return Removing, nil
+		}
+	case Pausing, Resuming:
+		switch e {
+		case Frozen:
+			return Paused, nil
+		case Thawed:
+			return Running, nil
+		case Exited:
+			return Stopped, nil
+		case Remove:
+			return Removing, nil
+		}
+	case Paused:
+		switch e {
+		case Resume:
+			return Resuming, nil
 		case Exited:
 			return Stopped, nil
 		case Remove:
@@ -122,14 +169,14 @@ func Next(s State, e Event) (State, error) {
 		}
 	case Stopped:
 		switch e {
-		case Started, Failed:
+		case Started, Failed, Frozen, Thawed:
 			return Stopped, nil
 		case Remove:
 			return Removing, nil
 		}
 	case Removing:
 		switch e {
-		case Started, Failed, Exited:
+		case Started, Failed, Frozen, Thawed, Exited:
 			return Removing, nil
 		case Kept:
 			return Stopped, nil

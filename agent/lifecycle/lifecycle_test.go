@@ -13,9 +13,12 @@ func TestNext(t *testing.T) {
 		Creating: {Made: Created},
 		Created:  {Start: Starting, Exited: Stopped, Remove: Removing},
 		Starting: {Started: Running, Failed: Created, Exited: Stopped, Remove: Removing},
-		Running:  {Exited: Stopped, Remove: Removing},
-		Stopped:  {Started: Stopped, Failed: Stopped, Remove: Removing},
-		Removing: {Started: Removing, Failed: Removing, Exited: Removing, Kept: Stopped},
+		Running:  {Pause: Pausing, Exited: Stopped, Remove: Removing},
+		Pausing:  {Frozen: Paused, Thawed: Running, Exited: Stopped, Remove: Removing},
+		Paused:   {Resume: Resuming, Exited: Stopped, Remove: Removing},
+		Resuming: {Frozen: Paused, Thawed: Running, Exited: Stopped, Remove: Removing},
+		Stopped:  {Started: Stopped, Failed: Stopped, Frozen: Stopped, Thawed: Stopped, Remove: Removing},
+		Removing: {Started: Removing, Failed: Removing, Frozen: Removing, Thawed: Removing, Exited: Removing, Kept: Stopped},
 	}
 	for s := Creating; s <= Removing; s++ {
 		for e := Made; e <= Kept; e++ {

@@ -1,6 +1,4 @@
-// Package spec decodes what the host says of a container, and holds it against what the
-// host owes the guest.
-package spec
+package container
 
 import (
 	"bytes"
@@ -35,9 +33,9 @@ func strict(data []byte, into any) error {
 	return nil
 }
 
-// Decode decodes the OCI spec of a container and holds it against what the
+// DecodeSpec decodes the OCI spec of a container and holds it against what the
 // host owes the guest.
-func Decode(id string, data []byte, terminal bool) (*specs.Spec, error) {
+func DecodeSpec(id string, data []byte, terminal bool) (*specs.Spec, error) {
 	spec := &specs.Spec{}
 	if err := strict(data, spec); err != nil {
 		return nil, err
@@ -69,6 +67,12 @@ func Decode(id string, data []byte, terminal bool) (*specs.Spec, error) {
 // HasOwnPID tells whether a container has a PID namespace of its own.
 func HasOwnPID(spec *specs.Spec) bool {
 	return slices.Contains(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
+}
+
+// DecodeResources decodes the OCI resources of an update.
+func DecodeResources(data []byte) (*specs.LinuxResources, error) {
+	r := &specs.LinuxResources{}
+	return r, strict(data, r)
 }
 
 // DecodeProcess decodes the OCI process of an exec.
