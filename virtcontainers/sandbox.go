@@ -20,8 +20,10 @@ import (
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/internal/statedir"
 	"github.com/husk-containers/husk/internal/undo"
+	"github.com/husk-containers/husk/virtcontainers/cgroup"
 	"github.com/husk-containers/husk/virtcontainers/guest"
 	"github.com/husk-containers/husk/virtcontainers/podfiles"
+	"github.com/husk-containers/husk/virtcontainers/process"
 	"github.com/husk-containers/husk/virtcontainers/record"
 	"github.com/husk-containers/husk/virtcontainers/sockets"
 	"github.com/husk-containers/husk/virtcontainers/spec"
@@ -43,6 +45,9 @@ type Options struct {
 	Hostname string
 	Sysctls  map[string]string
 	Network  spec.Network
+	// CgroupsPath is the host's cgroup of such a pod, as a spec's linux.cgroupsPath
+	// would name it; empty: it has none. With a spec the shim is born in it; see Spawn.
+	CgroupsPath string
 	// ResolvConf is the content of such a pod's /etc/resolv.conf; nil: the host's.
 	ResolvConf *string
 	shmBytes   uint64 // of a pod's shared memory, as its first container has it
@@ -82,6 +87,7 @@ type Sandbox struct {
 	log     *slog.Logger
 	host    Host
 	record  *record.Record
+	cgroup  *cgroup.Cgroup // nil: the shim is where it was started
 	undo    undo.Stack
 	created time.Time
 	pod     bool
@@ -94,6 +100,8 @@ type Sandbox struct {
 	uplink   *uplink.Uplink
 	volumes  *volume.Table
 	sockets  *sockets.Table
+
+	processes *process.Sandbox
 
 	guest    *guest.Guest
 	stopOnce sync.Once
@@ -136,7 +144,7 @@ func NewSandbox(ctx context.Context, o Options) (_ *Sandbox, err error) {
 		pod: o.Pod, hostname: hostname(o.Hostname), sysctls: o.Sysctls, shmBytes: o.shmBytes, network: o.Network, created: time.Now(),
 		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), containers: map[string]*Container{},
 	}
-	if err := s.prepare(o.Bundle, o.Address); err != nil {
+	if err := s.prepare(&o); err != nil {
 		return nil, errors.Join(fmt.Errorf("sandbox %q: %w", o.ID, err), s.undo.Run(ctx))
 	}
 	if o.Spec == nil {
@@ -149,6 +157,10 @@ func NewSandbox(ctx context.Context, o Options) (_ *Sandbox, err error) {
 		BootTimeout: o.Config.Runtime.BootTimeout.Duration, RequestTimeout: o.Config.Runtime.RequestTimeout.Duration,
 		StopTimeout: o.Config.Runtime.StopTimeout.Duration, Began: o.Began, Log: o.Log,
 	})
+	s.processes = &process.Sandbox{
+		Guest: s.guest, Spawn: s.spawn, Log: o.Log,
+		StopTimeout: o.Config.Runtime.StopTimeout.Duration, DrainTimeout: o.Config.Runtime.DrainTimeout.Duration,
+	}
 	s.sockets = sockets.New(sockets.Options{
 		Guest: s.guest, Host: s.host, Record: s.record, Allowed: o.Config.Runtime.AllowedSockets, Log: o.Log,
 	})
@@ -157,7 +169,7 @@ func NewSandbox(ctx context.Context, o Options) (_ *Sandbox, err error) {
 	})
 	s.guest.Boot()
 	s.undo.Push("end the guest", hostStep, s.guest.Close)
-	s.spawn(func() { s.volumes.Follow(s.watchCtx) })
+	s.spawn(s.volumes.Follow)
 	return s, nil
 }
 
@@ -207,12 +219,17 @@ func hostname(asked string) string {
 
 // prepare writes the record, which comes before any resource, and makes the
 // sandbox's directory.
-func (s *Sandbox) prepare(bundle, address string) error {
-	s.record = record.New(bundle, s.dir)
+func (s *Sandbox) prepare(o *Options) (err error) {
+	if s.record, err = record.Open(o.Bundle, s.dir); err != nil {
+		return err
+	}
 	if err := s.record.Add("shim", os.Getpid()); err != nil {
 		return err
 	}
 	s.undo.Push("remove the record", hostStep, func(context.Context) error { return s.record.Remove() })
+	if err := s.enter(o.CgroupsPath); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Dir(s.dir), 0o711); err != nil {
 		return err
 	}
@@ -223,8 +240,8 @@ func (s *Sandbox) prepare(bundle, address string) error {
 		return err
 	}
 	s.undo.Push("remove the directory", hostStep, func(context.Context) error { return storage.RemoveTree(s.dir) })
-	if address != "" {
-		if err := statedir.SetAddress(s.dir, address); err != nil {
+	if o.Address != "" {
+		if err := statedir.SetAddress(s.dir, o.Address); err != nil {
 			return err
 		}
 	}
@@ -261,7 +278,8 @@ func (s *Sandbox) Done() <-chan struct{} { return s.guest.Dead() }
 // Err says why the sandbox failed; nil while it runs and after a mere Stop.
 func (s *Sandbox) Err() error { return s.guest.Err() }
 
-// OOMs yields the ids of containers that ran out of memory. It is never closed.
+// OOMs yields the ids of containers whose TakeOOM has something to tell. It is never
+// closed.
 func (s *Sandbox) OOMs() <-chan string { return s.ooms }
 
 // Containers returns those that have not been deleted, in order of their ids.
@@ -291,7 +309,7 @@ func (s *Sandbox) ownPIDs() []string {
 		c.mu.Lock()
 		own := c.ownPID
 		c.mu.Unlock()
-		if state := c.init.State(); own && (state == Created || state == Running) {
+		if state := c.init.State(); own && state != Stopped && state != Deleted {
 			ids = append(ids, c.id)
 		}
 	}
@@ -333,40 +351,15 @@ func (s *Sandbox) checkSysctls(want map[string]string) error {
 }
 
 // spawn runs f among the goroutines that Stop waits for, unless Stop has come
-// first.
-func (s *Sandbox) spawn(f func()) bool {
+// first. Its context is watchCtx.
+func (s *Sandbox) spawn(f func(ctx context.Context)) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopping {
 		return false
 	}
-	s.work.Go(f)
+	s.work.Go(func() { f(s.watchCtx) })
 	return true
-}
-
-// watch begins to wait for the exit of a process that the guest knows.
-func (s *Sandbox) watch(p *Process) {
-	if !s.spawn(func() { p.awaitExit(s.watchCtx) }) {
-		p.lose()
-	}
-}
-
-// expectExit ends the VM where the guest does not tell in time of the exit of a
-// process that was killed: deletion completes, whatever the guest does.
-func (s *Sandbox) expectExit(p *Process) {
-	patience := s.config.Runtime.StopTimeout.Duration + s.config.Runtime.DrainTimeout.Duration
-	p.expected.Do(func() {
-		s.spawn(func() {
-			timer := time.NewTimer(patience)
-			defer timer.Stop()
-			select {
-			case <-p.answered:
-			case <-s.guest.Dead():
-			case <-timer.C:
-				s.guest.Fail(fmt.Errorf("%s did not end within %s of a SIGKILL: the guest hangs", p.name(), patience))
-			}
-		})
-	})
 }
 
 // Stop ends the sandbox: asks the guest to power off, and takes everything back

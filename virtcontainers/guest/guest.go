@@ -28,6 +28,9 @@ type Options struct {
 	// OnEvent is called for each valid event of the guest, one at a time; it does
 	// not block.
 	OnEvent func(*agentv1.Event)
+	// OnEnd is called when a VM has ended that nobody stopped, before Dead is closed,
+	// and returns the cause as it is to be told.
+	OnEnd func(cause error) error
 	// BootTimeout, RequestTimeout and StopTimeout are the configuration's.
 	BootTimeout, RequestTimeout, StopTimeout time.Duration
 	// Began is when the work for the guest began.
@@ -57,7 +60,9 @@ type Guest struct {
 	err          error
 	vm           hypervisor.VM
 	agent        agentv1.AgentClient
-	closeControl func() error // nil before there is a control connection
+	calls        int           // to the agent that are under way
+	idle         chan struct{} // closed when there are none; nil: nobody waits for that
+	closeControl func() error  // nil before there is a control connection
 }
 
 // New returns a guest that is yet to be booted, so that what depends on it can be made
