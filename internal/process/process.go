@@ -60,12 +60,14 @@ func (t Table) All() ([]Process, error) {
 	return all, nil
 }
 
-// Indexes into stat, after the name; proc_pid_stat(5) counts from 1 and the name is 2.
+// Indexes into stat, after the name. In proc_pid_stat(5) the first of these fields is
+// number 3.
 const (
-	statState     = 3 - 3
-	statParent    = 4 - 3
-	statStarted   = 22 - 3
-	statProcessor = 39 - 3
+	statFirst     = 3
+	statState     = 0
+	statParent    = 4 - statFirst
+	statStarted   = 22 - statFirst
+	statProcessor = 39 - statFirst
 )
 
 // stat reads a stat file: the name, which may hold anything, and the fields after it.
