@@ -71,6 +71,16 @@ func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
 			Kind: agentv1.Storage_KIND_VIRTIOFS, Source: shareTag, Target: spec.GuestShare,
 		}},
 	}
+	if s.cgroup != nil {
+		// The host's limit does not count what runs in the guest.
+		most, limited, err := s.cgroup.PidsMax()
+		if err != nil {
+			s.log.Warn("the pod's limit of processes is not known, and does not hold in the guest", "err", err)
+		}
+		if limited {
+			req.PidsMax = max(1, most)
+		}
+	}
 	for k, v := range s.sysctls {
 		req.Sysctls = append(req.Sysctls, &agentv1.Sysctl{Key: k, Value: v})
 	}
