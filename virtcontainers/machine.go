@@ -3,6 +3,7 @@ package virtcontainers
 import (
 	"context"
 	"crypto/rand"
+	"os"
 	"time"
 
 	"github.com/husk-containers/husk/hypervisor"
@@ -57,6 +58,18 @@ func (s *Sandbox) machine(ctx context.Context, g *guest.Guest) (hypervisor.Confi
 
 // started has a process on record.
 func (s *Sandbox) started(p hypervisor.Process) error { return s.record.Add(p.Name, p.PID) }
+
+// hostname is what was asked for, or the host's, as in a container without a VM.
+func hostname(asked string) string {
+	if asked != "" {
+		return asked
+	}
+	name, err := os.Hostname()
+	if err != nil || len(name) > 64 { // the guest's kernel takes 64 bytes
+		return ""
+	}
+	return name
+}
 
 func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
 	entropy := make([]byte, entropyBytes)

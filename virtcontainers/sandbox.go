@@ -208,18 +208,6 @@ func (o *Options) readSpec() error {
 	return nil
 }
 
-// hostname is what was asked for, or the host's, as in a container without a VM.
-func hostname(asked string) string {
-	if asked != "" {
-		return asked
-	}
-	name, err := os.Hostname()
-	if err != nil || len(name) > 64 { // the guest's kernel takes 64 bytes
-		return ""
-	}
-	return name
-}
-
 // prepare writes the record, which comes before any resource, and makes the
 // sandbox's directory.
 func (s *Sandbox) prepare(o *Options) (err error) {
