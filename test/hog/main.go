@@ -3,7 +3,7 @@
 //
 //	hog cpu user|system     burn one CPU, in user space or in the kernel
 //	hog memory MIB          touch so much anonymous memory and keep it; 0: without end
-//	hog cache FILE MIB      write a file, and read it again and again
+//	hog cache FILE MIB      write a file, and leave it in the page cache
 //	hog disk DIR            fill a file system with files, remove them, begin again
 //	hog fds DIR             open as many files and sockets as there may be
 //	hog fork                a fork bomb
