@@ -29,9 +29,18 @@ type Hypervisor struct {
 	Machine string `toml:"machine"`
 	// CPUModel is QEMU's; with "" it is the best that the accelerator has.
 	CPUModel string `toml:"cpu_model"`
-	// DefaultVCPUs and DefaultMemoryMiB are for a pod without limits.
+	// DefaultVCPUs and DefaultMemoryMiB are of a VM whose pod states no limit of its
+	// CPUs, or of its memory.
 	DefaultVCPUs     int `toml:"default_vcpus"`
 	DefaultMemoryMiB int `toml:"default_memory_mib"`
+	// MaxVCPUs and MaxMemoryMiB bound every VM; with 0 the host's own number does.
+	MaxVCPUs     int `toml:"max_vcpus"`
+	MaxMemoryMiB int `toml:"max_memory_mib"`
+	// FreePageReporting gives memory that the guest has freed back to the host.
+	FreePageReporting bool `toml:"free_page_reporting"`
+	// VCPUPinning gives each vCPU a host CPU of its own, where containers have as many
+	// by their cpuset.
+	VCPUPinning bool `toml:"vcpu_pinning"`
 	// Channels are the allowed ways to the guest, tried in order.
 	Channels []Channel `toml:"channels"`
 	// User that QEMU runs as, by name or by uid; with "" each VM has a uid of
@@ -89,19 +98,23 @@ type Runtime struct {
 	// AllowedSockets are patterns of the host's unix sockets that containers may
 	// have, if they mount them.
 	AllowedSockets []string `toml:"allowed_sockets"`
+	// AllowedAnnotations are names of annotations, or patterns of such, by which a pod
+	// may override what is configured (see Override).
+	AllowedAnnotations []string `toml:"allowed_annotations"`
 }
 
 // Default returns the configuration that holds where no file says otherwise.
 func Default() Config {
 	return Config{
 		Hypervisor: Hypervisor{
-			Path:             "/usr/bin/qemu-system-x86_64",
-			Accelerator:      AcceleratorAuto,
-			Machine:          "q35",
-			DefaultVCPUs:     1,
-			DefaultMemoryMiB: 256,
-			Channels:         []Channel{ChannelVhostVsock, ChannelVirtioSerial},
-			VirtiofsdCache:   VirtiofsdCacheAuto,
+			Path:              "/usr/bin/qemu-system-x86_64",
+			Accelerator:       AcceleratorAuto,
+			Machine:           "q35",
+			DefaultVCPUs:      1,
+			DefaultMemoryMiB:  256,
+			FreePageReporting: true,
+			Channels:          []Channel{ChannelVhostVsock, ChannelVirtioSerial},
+			VirtiofsdCache:    VirtiofsdCacheAuto,
 		},
 		Guest: Guest{
 			Kernel:   "/usr/share/husk/vmlinuz",
@@ -115,13 +128,14 @@ func Default() Config {
 			PortForward:         true,
 		},
 		Runtime: Runtime{
-			StateDir:       "/run/husk",
-			LogLevel:       LogLevelInfo,
-			BootTimeout:    Duration{60 * time.Second},
-			RequestTimeout: Duration{30 * time.Second},
-			StopTimeout:    Duration{5 * time.Second},
-			DrainTimeout:   Duration{10 * time.Second},
-			AllowedSockets: []string{"/**"},
+			StateDir:           "/run/husk",
+			LogLevel:           LogLevelInfo,
+			BootTimeout:        Duration{60 * time.Second},
+			RequestTimeout:     Duration{30 * time.Second},
+			StopTimeout:        Duration{5 * time.Second},
+			DrainTimeout:       Duration{10 * time.Second},
+			AllowedSockets:     []string{"/**"},
+			AllowedAnnotations: []string{},
 		},
 	}
 }

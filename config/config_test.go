@@ -127,6 +127,10 @@ func TestKeys(t *testing.T) {
 		{"hypervisor.cpu_model", `"EPYC-v4,-svm,+x2apic"`, func(c Config) any { return c.Hypervisor.CPUModel }, "EPYC-v4,-svm,+x2apic", []string{`"a b"`, `"a\nb"`, `1`}},
 		{"hypervisor.default_vcpus", `255`, func(c Config) any { return c.Hypervisor.DefaultVCPUs }, 255, []string{`0`, `-1`, `256`, `1.5`, `"2"`, `9223372036854775807`}},
 		{"hypervisor.default_memory_mib", `128`, func(c Config) any { return c.Hypervisor.DefaultMemoryMiB }, 128, []string{`127`, `1048577`, `"256"`, `"256M"`, `256.0`}},
+		{"hypervisor.max_vcpus", `16`, func(c Config) any { return c.Hypervisor.MaxVCPUs }, 16, []string{`-1`, `256`, `1.5`, `"2"`, `true`}},
+		{"hypervisor.max_memory_mib", `256`, func(c Config) any { return c.Hypervisor.MaxMemoryMiB }, 256, []string{`255`, `-1`, `1048577`, `"512"`}},
+		{"hypervisor.free_page_reporting", `false`, func(c Config) any { return c.Hypervisor.FreePageReporting }, false, []string{`0`, `"true"`, `"on"`, `[]`}},
+		{"hypervisor.vcpu_pinning", `true`, func(c Config) any { return c.Hypervisor.VCPUPinning }, true, []string{`1`, `"yes"`}},
 		{
 			"hypervisor.channels", `["virtio-serial"]`, func(c Config) any { return c.Hypervisor.Channels },
 			[]Channel{ChannelVirtioSerial},
@@ -155,6 +159,11 @@ func TestKeys(t *testing.T) {
 			"runtime.allowed_sockets", `["/run/spire/*/agent.sock", "/var/lib/kubelet/**"]`, func(c Config) any { return c.Runtime.AllowedSockets },
 			[]string{"/run/spire/*/agent.sock", "/var/lib/kubelet/**"},
 			[]string{`"/**"`, `["run/x"]`, `["/a", ""]`, `["/"]`, `["/a/../b"]`, `["/a/"]`, `["/a["]`, `["/[a/b]"]`, `[1]`, `true`, `["/nul\u0000"]`},
+		},
+		{
+			"runtime.allowed_annotations", `["io.husk.default_*", "io.husk.boot_timeout"]`, func(c Config) any { return c.Runtime.AllowedAnnotations },
+			[]string{"io.husk.default_*", "io.husk.boot_timeout"},
+			[]string{`"io.husk.*"`, `["default_vcpus"]`, `["io.husk.kernel"]`, `["io.husk.allowed_*"]`, `["io.husk.[a"]`, `[""]`, `[1]`, `true`},
 		},
 	}
 	var tested []string
@@ -192,6 +201,16 @@ func TestNoSocketIsAllowed(t *testing.T) {
 	_, c, err := load(t, "[runtime]\nallowed_sockets = []\n")
 	if err != nil || len(c.Runtime.AllowedSockets) != 0 {
 		t.Errorf("%q, %v", c.Runtime.AllowedSockets, err)
+	}
+}
+
+func TestAMaximumBoundsTheDefault(t *testing.T) {
+	_, _, err := load(t, "[hypervisor]\nmax_vcpus = 2\ndefault_vcpus = 3\n")
+	if err == nil || !strings.Contains(err.Error(), ":2: hypervisor.max_vcpus = 2: want 0, or a whole number from default_vcpus to 255") {
+		t.Errorf("%v", err)
+	}
+	if _, _, err := load(t, "[hypervisor]\nmax_vcpus = 3\ndefault_vcpus = 3\n"); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -328,9 +347,10 @@ func TestValidateReportsEveryProblem(t *testing.T) {
 		t.Fatal("got no error")
 	}
 	lines := strings.Split(err.Error(), "\n")
-	// What may be the zero value: cpu_model, kernel_params, port_forward, passt,
-	// allowed_sockets.
-	if want := len(rules()) - 5; len(lines) != want {
+	// What may be the zero value: max_vcpus, max_memory_mib, free_page_reporting,
+	// vcpu_pinning, cpu_model, kernel_params, port_forward, passt, allowed_sockets,
+	// allowed_annotations.
+	if want := len(rules()) - 10; len(lines) != want {
 		t.Errorf("got %d problems, want %d:\n%v", len(lines), want, err)
 	}
 	if want := `hypervisor.accelerator = "": want "auto" or "kvm" or "tcg"`; !slices.Contains(lines, want) {

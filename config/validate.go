@@ -29,8 +29,14 @@ func rules() []rule {
 		enum("hypervisor.machine", func(c *Config) *string { return &c.Hypervisor.Machine }, "q35"),
 		text("hypervisor.cpu_model", `empty, or a model of "qemu-system-x86_64 -cpu help" with its flags`, cpuModel.MatchString,
 			func(c *Config) *string { return &c.Hypervisor.CPUModel }),
-		number("hypervisor.default_vcpus", 1, 255, func(c *Config) *int { return &c.Hypervisor.DefaultVCPUs }),
-		number("hypervisor.default_memory_mib", 128, 1<<20, func(c *Config) *int { return &c.Hypervisor.DefaultMemoryMiB }),
+		number("hypervisor.default_vcpus", 1, mostVCPUs, func(c *Config) *int { return &c.Hypervisor.DefaultVCPUs }),
+		number("hypervisor.default_memory_mib", 128, mostMemoryMiB, func(c *Config) *int { return &c.Hypervisor.DefaultMemoryMiB }),
+		limit("hypervisor.max_vcpus", "default_vcpus", mostVCPUs,
+			func(c *Config) (most, least int) { return c.Hypervisor.MaxVCPUs, c.Hypervisor.DefaultVCPUs }),
+		limit("hypervisor.max_memory_mib", "default_memory_mib", mostMemoryMiB,
+			func(c *Config) (most, least int) { return c.Hypervisor.MaxMemoryMiB, c.Hypervisor.DefaultMemoryMiB }),
+		boolean("hypervisor.free_page_reporting", func(c *Config) *bool { return &c.Hypervisor.FreePageReporting }),
+		boolean("hypervisor.vcpu_pinning", func(c *Config) *bool { return &c.Hypervisor.VCPUPinning }),
 		{
 			key: "hypervisor.channels", want: `a list of at least one of "vhost-vsock" and "virtio-serial", each once`,
 			check: func(c *Config) (string, bool) {
@@ -54,11 +60,7 @@ func rules() []rule {
 		enum("network.unconfigured_network", func(c *Config) *UnconfiguredNetwork { return &c.Network.UnconfiguredNetwork },
 			UnconfiguredNetworkNone, UnconfiguredNetworkUser),
 		enum("network.vhost_net", func(c *Config) *VhostNet { return &c.Network.VhostNet }, VhostNetAuto, VhostNetNever),
-		// The decoder lets nothing but a boolean in.
-		{
-			key: "network.port_forward", want: "true or false",
-			check: func(c *Config) (string, bool) { return strconv.FormatBool(c.Network.PortForward), true },
-		},
+		boolean("network.port_forward", func(c *Config) *bool { return &c.Network.PortForward }),
 		text("network.passt", "empty, or "+wantPath, isEmptyOrPath, func(c *Config) *string { return &c.Network.Passt }),
 
 		text("runtime.state_dir", wantPath, isPath, func(c *Config) *string { return &c.Runtime.StateDir }),
@@ -74,8 +76,20 @@ func rules() []rule {
 				return quoteList(c.Runtime.AllowedSockets), !slices.ContainsFunc(c.Runtime.AllowedSockets, isNoPattern)
 			},
 		},
+		{
+			key: "runtime.allowed_annotations", want: "a list of names of annotations that are listed above, or patterns of such",
+			check: func(c *Config) (string, bool) {
+				return quoteList(c.Runtime.AllowedAnnotations), !slices.ContainsFunc(c.Runtime.AllowedAnnotations, isNoAnnotation)
+			},
+		},
 	}
 }
+
+const (
+	// mostVCPUs is what the q35 machine has without interrupt remapping.
+	mostVCPUs     = 255
+	mostMemoryMiB = 1 << 20
+)
 
 // Validate reports every value that is not allowed: errors joined, each one
 // line with the key, the value and what is allowed.
@@ -125,6 +139,19 @@ func number(key string, least, most int, get func(*Config) *int) rule {
 		n := *get(c)
 		return strconv.Itoa(n), least <= n && n <= most
 	}}
+}
+
+// limit is a number that is 0 for none and else no less than another.
+func limit(key, other string, most int, get func(*Config) (n, least int)) rule {
+	return rule{key, fmt.Sprintf("0, or a whole number from %s to %d", other, most), func(c *Config) (string, bool) {
+		n, least := get(c)
+		return strconv.Itoa(n), n == 0 || least <= n && 0 < n && n <= most
+	}}
+}
+
+// boolean allows whatever the decoder lets in.
+func boolean(key string, get func(*Config) *bool) rule {
+	return rule{key, "true or false", func(c *Config) (string, bool) { return strconv.FormatBool(*get(c)), true }}
 }
 
 func duration(key string, get func(*Config) *Duration) rule {

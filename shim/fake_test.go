@@ -3,8 +3,6 @@ package shim
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,14 +11,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/containerd/containerd/api/events"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
-	"github.com/opencontainers/runtime-spec/specs-go"
 
-	huskevents "github.com/husk-containers/husk/shim/events"
+	"github.com/husk-containers/husk/shim/task"
+	"github.com/husk-containers/husk/shim/task/tasktest"
 	"github.com/husk-containers/husk/virtcontainers"
 )
 
@@ -29,19 +25,20 @@ const fakePID = 4711
 // fakeSandbox has containers whose processes do nothing until a test ends them.
 type fakeSandbox struct {
 	left                atomic.Bool // the bundle
+	paused              atomic.Bool
 	createErr, startErr error
 	ooms                chan string
 	done                chan struct{}
 
 	mu         sync.Mutex
-	containers map[string]*fakeContainer
+	containers map[string]*tasktest.Container
 	sandboxes  []string // ids of the containers that stand for a pod
 	stopped    bool
 	err        error
 }
 
 func newFakeSandbox() *fakeSandbox {
-	return &fakeSandbox{ooms: make(chan string), done: make(chan struct{}), containers: map[string]*fakeContainer{}}
+	return &fakeSandbox{ooms: make(chan string), done: make(chan struct{}), containers: map[string]*tasktest.Container{}}
 }
 
 func (s *fakeSandbox) PID() int                    { return fakePID }
@@ -50,6 +47,10 @@ func (s *fakeSandbox) Leave() error                { s.left.Store(true); return 
 func (s *fakeSandbox) Start(context.Context) error { return s.startErr }
 func (s *fakeSandbox) OOMs() <-chan string         { return s.ooms }
 func (s *fakeSandbox) Done() <-chan struct{}       { return s.done }
+
+func (s *fakeSandbox) Paused() bool                 { return s.paused.Load() }
+func (s *fakeSandbox) Pause(context.Context) error  { s.paused.Store(true); return nil }
+func (s *fakeSandbox) Resume(context.Context) error { s.paused.Store(false); return nil }
 
 func (s *fakeSandbox) Err() error {
 	s.mu.Lock()
@@ -70,16 +71,16 @@ func (s *fakeSandbox) end(err error) {
 	}
 	s.err = err
 	for _, c := range s.containers {
-		c.end(137)
+		c.End(137)
 	}
 	close(s.done)
 }
 
-func (s *fakeSandbox) CreateContainer(_ context.Context, cfg virtcontainers.ContainerConfig) (container, error) {
+func (s *fakeSandbox) CreateContainer(_ context.Context, cfg virtcontainers.ContainerConfig) (task.Container, error) {
 	if s.createErr != nil {
 		return nil, s.createErr
 	}
-	c := &fakeContainer{init: newFakeProcess(), execs: map[string]*fakeProcess{}}
+	c := tasktest.NewContainer()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.containers[cfg.ID] = c
@@ -103,192 +104,10 @@ func (s *fakeSandbox) isStopped() bool {
 	return s.stopped
 }
 
-func (s *fakeSandbox) container(id string) *fakeContainer {
+func (s *fakeSandbox) container(id string) *tasktest.Container {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.containers[id]
-}
-
-type fakeContainer struct {
-	init *fakeProcess
-	// onDelete runs within Delete.
-	onDelete func()
-
-	mu    sync.Mutex
-	execs map[string]*fakeProcess
-}
-
-func (c *fakeContainer) Init() initProcess { return c.init }
-
-func (c *fakeContainer) Exec(_ context.Context, id string, _ *specs.Process, _ virtcontainers.Stdio) (execProcess, error) {
-	p := newFakeProcess()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.execs[id] = p
-	return p, nil
-}
-
-func (c *fakeContainer) Processes(context.Context) ([]virtcontainers.ProcessInfo, error) {
-	return []virtcontainers.ProcessInfo{{PID: 1}, {PID: 9, ExecID: "e"}}, nil
-}
-
-func (c *fakeContainer) Delete(context.Context) (virtcontainers.Exit, error) {
-	c.init.exitWith(137) // where it was not started
-	if err := c.init.retire(); err != nil {
-		return virtcontainers.Exit{}, err
-	}
-	if c.onDelete != nil {
-		c.onDelete()
-	}
-	return c.init.Exit(), nil
-}
-
-// CopyIn takes a tar and forgets it.
-func (c *fakeContainer) CopyIn(_ context.Context, _ string, tar io.Reader) error {
-	_, err := io.Copy(io.Discard, tar)
-	return err
-}
-
-// CopyOut writes the path, until ctx ends where the path is "forever".
-func (c *fakeContainer) CopyOut(ctx context.Context, path string, tar io.Writer) error {
-	_, err := io.WriteString(tar, path)
-	if path == "forever" {
-		<-ctx.Done()
-		return context.Cause(ctx)
-	}
-	return err
-}
-
-// end ends the init and, in no order, the execs, as a VM's end does.
-func (c *fakeContainer) end(status uint32) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var all sync.WaitGroup
-	for _, p := range c.execs {
-		all.Go(func() { p.exitWith(status) })
-	}
-	c.init.exitWith(status)
-	all.Wait()
-}
-
-type fakeProcess struct {
-	startErr error
-	// onStart runs within Start, before it returns.
-	onStart func()
-	exited  chan struct{}
-
-	mu    sync.Mutex
-	state virtcontainers.ProcessState
-	exit  virtcontainers.Exit
-	size  [2]uint32
-}
-
-func newFakeProcess() *fakeProcess {
-	return &fakeProcess{state: virtcontainers.Created, exited: make(chan struct{})}
-}
-
-func (p *fakeProcess) Start(context.Context) error {
-	if p.startErr != nil {
-		return p.startErr
-	}
-	p.mu.Lock()
-	if p.state != virtcontainers.Created {
-		p.mu.Unlock()
-		return fmt.Errorf("it has exited: %w", errdefs.ErrFailedPrecondition)
-	}
-	p.state = virtcontainers.Running
-	p.mu.Unlock()
-	if p.onStart != nil {
-		p.onStart()
-	}
-	return nil
-}
-
-func (p *fakeProcess) exitWith(status uint32) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.state == virtcontainers.Stopped || p.state == virtcontainers.Deleted {
-		return
-	}
-	p.state, p.exit = virtcontainers.Stopped, virtcontainers.Exit{Status: status, At: time.Unix(1e9, 0)}
-	close(p.exited)
-}
-
-func (p *fakeProcess) retire() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.state == virtcontainers.Deleted {
-		return fmt.Errorf("it is deleted: %w", errdefs.ErrFailedPrecondition)
-	}
-	p.state = virtcontainers.Deleted
-	return nil
-}
-
-func (p *fakeProcess) Kill(context.Context, uint32, bool) error {
-	if p.State() == virtcontainers.Stopped {
-		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
-	}
-	return nil
-}
-
-func (p *fakeProcess) Resize(_ context.Context, columns, rows uint32) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.size = [2]uint32{columns, rows}
-	return nil
-}
-
-func (p *fakeProcess) State() virtcontainers.ProcessState {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.state
-}
-
-func (p *fakeProcess) Exited() <-chan struct{} { return p.exited }
-
-func (p *fakeProcess) Exit() virtcontainers.Exit {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.exit
-}
-
-func (p *fakeProcess) Delete(context.Context) (virtcontainers.Exit, error) { return p.Exit(), nil }
-
-// journal is a publisher that keeps what it is told, in short words.
-type journal struct {
-	mu    sync.Mutex
-	words []string
-}
-
-func (j *journal) Publish(ev huskevents.Event) {
-	var word string
-	switch ev := ev.(type) {
-	case *events.TaskCreate:
-		word = "create " + ev.ContainerID
-	case *events.TaskStart:
-		word = "start " + ev.ContainerID
-	case *events.TaskExecAdded:
-		word = "added " + ev.ExecID
-	case *events.TaskExecStarted:
-		word = "start " + ev.ExecID
-	case *events.TaskExit:
-		word = fmt.Sprintf("exit %s %d", ev.ID, ev.ExitStatus)
-	case *events.TaskDelete:
-		word = "delete " + ev.ContainerID
-	case *events.TaskOOM:
-		word = "oom " + ev.ContainerID
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.words = append(j.words, word)
-}
-
-func (j *journal) Close(context.Context) error { return nil }
-
-func (j *journal) read() []string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return append([]string(nil), j.words...)
 }
 
 // harness is a served service with a client of both APIs.
@@ -297,7 +116,7 @@ type harness struct {
 	pod     sandboxapi.TTRPCSandboxService
 	t       *testing.T
 	sandbox *fakeSandbox
-	journal *journal
+	journal *tasktest.Journal
 	conn    *ttrpc.Client
 	bundle  string
 	served  chan error
@@ -334,7 +153,7 @@ func newPod(t *testing.T) *harness { return serve(t, Config{ID: "pod", Namespace
 
 func serve(t *testing.T, cfg Config, change ...func(*Service)) *harness {
 	t.Helper()
-	h := &harness{t: t, sandbox: newFakeSandbox(), journal: &journal{}, served: make(chan error, 1)}
+	h := &harness{t: t, sandbox: newFakeSandbox(), journal: &tasktest.Journal{}, served: make(chan error, 1)}
 	h.bundle = h.newBundle("")
 	l := listener(t)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -378,7 +197,7 @@ func (h *harness) newBundle(annotations string) string {
 }
 
 // create makes a task that is created.
-func (h *harness) create(id string) *fakeContainer {
+func (h *harness) create(id string) *tasktest.Container {
 	h.t.Helper()
 	resp, err := h.Create(h.t.Context(), &api.CreateTaskRequest{ID: id, Bundle: h.bundle})
 	if err != nil || resp.Pid != fakePID {
@@ -388,7 +207,7 @@ func (h *harness) create(id string) *fakeContainer {
 }
 
 // run makes a task that runs.
-func (h *harness) run(id string) *fakeContainer {
+func (h *harness) run(id string) *tasktest.Container {
 	h.t.Helper()
 	c := h.create(id)
 	if _, err := h.Start(h.t.Context(), &api.StartRequest{ID: id}); err != nil {

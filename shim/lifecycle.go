@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 )
 
@@ -93,7 +92,10 @@ func (s *Service) watchOOMs(sb sandbox) {
 	for {
 		select {
 		case id := <-sb.OOMs():
-			s.events.Publish(&events.TaskOOM{ContainerID: id})
+			// A task that is being created tells at its end.
+			if t, err := s.task(id); err == nil {
+				t.TellOOM()
+			}
 		case <-s.done:
 			return
 		}

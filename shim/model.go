@@ -7,44 +7,28 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	huskevents "github.com/husk-containers/husk/shim/events"
-	"github.com/husk-containers/husk/shim/transfer"
+	"github.com/husk-containers/husk/shim/task"
 	"github.com/husk-containers/husk/virtcontainers"
 )
 
 // What the service needs of a sandbox. Its real ones are virtcontainers'.
 type (
 	sandbox interface {
-		PID() int
+		task.Sandbox
 		Created() time.Time
 		// Start waits until the guest is ready and returns why it is not.
 		Start(ctx context.Context) error
-		CreateContainer(ctx context.Context, c virtcontainers.ContainerConfig) (container, error)
+		// OOMs yields the ids of containers that have an OOM to tell of.
 		OOMs() <-chan string
+		Pause(ctx context.Context) error
+		Resume(ctx context.Context) error
+		Paused() bool
 		// Done is closed when the VM is gone; Err says why, where nobody wanted it.
 		Done() <-chan struct{}
 		Err() error
 		// Leave has the sandbox outlive its bundle.
 		Leave() error
 		Stop(ctx context.Context) error
-	}
-	container interface {
-		transfer.Files
-		Init() initProcess
-		Exec(ctx context.Context, id string, spec *specs.Process, io virtcontainers.Stdio) (execProcess, error)
-		Processes(ctx context.Context) ([]virtcontainers.ProcessInfo, error)
-		Delete(ctx context.Context) (virtcontainers.Exit, error)
-	}
-	initProcess interface {
-		Start(ctx context.Context) error
-		Kill(ctx context.Context, signal uint32, all bool) error
-		Resize(ctx context.Context, columns, rows uint32) error
-		State() virtcontainers.ProcessState
-		Exited() <-chan struct{}
-		Exit() virtcontainers.Exit
-	}
-	execProcess interface {
-		initProcess
-		Delete(ctx context.Context) (virtcontainers.Exit, error)
 	}
 	publisher interface {
 		Publish(ev huskevents.Event)
@@ -57,7 +41,7 @@ type starter func(ctx context.Context, cfg SandboxConfig) (sandbox, error)
 
 type realSandbox struct{ *virtcontainers.Sandbox }
 
-func (s realSandbox) CreateContainer(ctx context.Context, cfg virtcontainers.ContainerConfig) (container, error) {
+func (s realSandbox) CreateContainer(ctx context.Context, cfg virtcontainers.ContainerConfig) (task.Container, error) {
 	c, err := s.Sandbox.CreateContainer(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -67,9 +51,9 @@ func (s realSandbox) CreateContainer(ctx context.Context, cfg virtcontainers.Con
 
 type realContainer struct{ *virtcontainers.Container }
 
-func (c realContainer) Init() initProcess { return c.Container.Init() }
+func (c realContainer) Init() task.Process { return c.Container.Init() }
 
-func (c realContainer) Exec(ctx context.Context, id string, spec *specs.Process, io virtcontainers.Stdio) (execProcess, error) {
+func (c realContainer) Exec(ctx context.Context, id string, spec *specs.Process, io virtcontainers.Stdio) (task.Exec, error) {
 	p, err := c.Container.Exec(ctx, id, spec, io)
 	if err != nil {
 		return nil, err

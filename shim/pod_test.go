@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/husk-containers/husk/shim/pod"
+	"github.com/husk-containers/husk/shim/task/tasktest"
 )
 
 // A pod's life as containerd leads it.
@@ -69,7 +70,7 @@ func TestPodLife(t *testing.T) {
 		h.must(err)
 	}
 	shutdown() // what containerd does next
-	h.sandbox.container("m1").end(1)
+	h.sandbox.container("m1").End(1)
 	h.wait("m1", "")
 	_, err = h.Delete(ctx, &api.DeleteRequest{ID: "m1"})
 	h.must(err)
@@ -91,7 +92,7 @@ func TestPodLife(t *testing.T) {
 	}
 	h.shutdownPod()
 	want := []string{"create m1", "start m1", "exit m1 1", "delete m1", "create m3", "start m3", "exit m3 137", "delete m3"}
-	if got := h.journal.read(); !slices.Equal(got, want) {
+	if got := h.journal.Words(); !slices.Equal(got, want) {
 		t.Errorf("told %v, want %v", got, want)
 	}
 }
@@ -173,7 +174,7 @@ func TestShutdownWhileBeingMade(t *testing.T) {
 		<-goOn
 		return sb, nil
 	}
-	s, err := newService(t.Context(), Config{ID: "pod", Hold: true}, start, &journal{})
+	s, err := newService(t.Context(), Config{ID: "pod", Hold: true}, start, &tasktest.Journal{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +201,7 @@ func TestShutdownWhileBeingMade(t *testing.T) {
 }
 
 func TestNothingIsMadeAfterTheEnd(t *testing.T) {
-	s, err := newService(t.Context(), Config{ID: "pod", Hold: true}, nil, &journal{})
+	s, err := newService(t.Context(), Config{ID: "pod", Hold: true}, nil, &tasktest.Journal{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +247,7 @@ func TestPodByAnnotations(t *testing.T) {
 	}
 	h.sandbox.createErr = nil
 	for _, id := range []string{"m1", "c"} {
-		h.sandbox.container(id).end(0)
+		h.sandbox.container(id).End(0)
 		h.wait(id, "")
 		if _, err := h.Shutdown(ctx, &api.ShutdownRequest{ID: id}); err != nil { // too early
 			t.Error(err)
@@ -284,7 +285,7 @@ func TestBothAPIsSeeOneSandbox(t *testing.T) {
 func TestSandboxThatCannotBeMadeAtOnce(t *testing.T) {
 	cause := errors.New("no such kernel")
 	start := func(context.Context, SandboxConfig) (sandbox, error) { return nil, cause }
-	if _, err := newService(t.Context(), Config{ID: "c"}, start, &journal{}); !errors.Is(err, cause) {
+	if _, err := newService(t.Context(), Config{ID: "c"}, start, &tasktest.Journal{}); !errors.Is(err, cause) {
 		t.Error(err)
 	}
 }

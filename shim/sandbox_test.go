@@ -245,7 +245,7 @@ func TestShimAndSandboxLeaveABundleThatIsDeletedBeforeThePodsContainers(t *testi
 			for range members {
 				h.run("member")
 			}
-			first.end(137)
+			first.End(137)
 			h.wait("c", "")
 			_, err := h.Delete(t.Context(), &api.DeleteRequest{ID: "c"})
 			h.must(err)

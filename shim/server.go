@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 
+	"github.com/husk-containers/husk/shim/task"
 	"github.com/husk-containers/husk/shim/transfer"
 )
 
@@ -20,23 +21,23 @@ import (
 func (s *Service) register(server *ttrpc.Server) {
 	methods := map[string]ttrpc.Method{
 		"Create":    method(s.create),
-		"Start":     method(s.startProcess),
-		"Delete":    method(s.delete),
-		"Exec":      method(s.exec),
-		"ResizePty": method(s.resizePty),
-		"State":     method(s.state),
-		"Kill":      method(s.kill),
-		"Pids":      method(s.pids),
-		"CloseIO":   method(s.closeIO),
-		"Wait":      method(s.wait),
+		"Start":     onTask(s, (*task.Task).Start),
+		"Delete":    onTask(s, (*task.Task).Delete),
+		"Exec":      onTask(s, (*task.Task).Exec),
+		"ResizePty": onTask(s, (*task.Task).ResizePty),
+		"State":     onTask(s, (*task.Task).State),
+		"Kill":      onTask(s, (*task.Task).Kill),
+		"Pids":      onTask(s, (*task.Task).Pids),
+		"CloseIO":   onTask(s, (*task.Task).CloseIO),
+		"Wait":      onTask(s, (*task.Task).Wait),
 		"Connect":   method(s.connect),
 		"Shutdown":  method(s.shutdownIdle),
 
-		"Pause":      unsupported[api.PauseRequest]("pausing a task"),
-		"Resume":     unsupported[api.ResumeRequest]("resuming a task"),
+		"Pause":  onTask(s, (*task.Task).Pause),
+		"Resume": onTask(s, (*task.Task).Resume),
+		"Stats":  onTask(s, (*task.Task).Stats),
+
 		"Checkpoint": unsupported[api.CheckpointTaskRequest]("a checkpoint of a task"),
-		"Stats":      unsupported[api.StatsRequest]("statistics of a task"),
-		"Update":     unsupported[api.UpdateTaskRequest]("updating a task's resources"),
 	}
 	for _, name := range []string{"containerd.task.v2.Task", "containerd.task.v3.Task"} {
 		server.Register(name, methods)
@@ -64,7 +65,7 @@ func (s *Service) files(id string) (transfer.Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t.container, nil
+	return t.Files(), nil
 }
 
 // method makes a ttrpc method of a function. This is the edge where an error's
@@ -81,6 +82,20 @@ func method[Request, Response any](f func(context.Context, *Request) (*Response,
 		}
 		return resp, nil
 	}
+}
+
+// onTask makes a ttrpc method of a call that concerns one task.
+func onTask[R interface {
+	*Request
+	GetID() string
+}, Request, Response any](s *Service, f func(*task.Task, context.Context, R) (*Response, error)) ttrpc.Method {
+	return method(func(ctx context.Context, r *Request) (*Response, error) {
+		t, err := s.task(R(r).GetID())
+		if err != nil {
+			return nil, err
+		}
+		return f(t, ctx, r)
+	})
 }
 
 // unsupported makes a method that says so.

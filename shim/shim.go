@@ -17,6 +17,7 @@ import (
 	"github.com/husk-containers/husk/shim/callers"
 	huskevents "github.com/husk-containers/husk/shim/events"
 	"github.com/husk-containers/husk/shim/pod"
+	"github.com/husk-containers/husk/shim/task"
 	"github.com/husk-containers/husk/shim/transfer"
 	"github.com/husk-containers/husk/virtcontainers"
 )
@@ -72,6 +73,7 @@ type Service struct {
 	startVM       starter
 	leave         func() error
 	events        publisher
+	shim          *task.Shim // what the tasks have of the service
 	transfers     *transfer.Service
 
 	// background counts the goroutines that watch the sandbox; they end once done
@@ -84,10 +86,10 @@ type Service struct {
 	stopErr    error
 
 	mu      sync.Mutex
-	unlink  func() error     // takes the socket's name away; nil: it has none
-	ending  bool             // no sandbox is made any more
-	stopped bool             // nothing goes to the background any more
-	tasks   map[string]*task // nil while one is being created
+	unlink  func() error          // takes the socket's name away; nil: it has none
+	ending  bool                  // no sandbox is made any more
+	stopped bool                  // nothing goes to the background any more
+	tasks   map[string]*task.Task // nil while one is being created
 	pod     lifecycle
 }
 
@@ -107,7 +109,10 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 func newService(ctx context.Context, cfg Config, start starter, events publisher) (*Service, error) {
 	s := &Service{
 		id: cfg.ID, namespace: cfg.Namespace, hold: cfg.Hold, patience: createTimeout, startVM: start, leave: cfg.Leave, events: events,
-		done: make(chan struct{}), shutdown: make(chan struct{}), tasks: map[string]*task{},
+		done: make(chan struct{}), shutdown: make(chan struct{}), tasks: map[string]*task.Task{},
+	}
+	s.shim = &task.Shim{
+		Namespace: s.namespace, Publish: events.Publish, Watch: s.watch, Done: s.done, Deleted: s.deleted, Wake: s.wake,
 	}
 	s.transfers = transfer.New(s.files)
 	if s.hold {
@@ -211,23 +216,13 @@ func (s *Service) watch(f func()) bool {
 }
 
 // task returns the task of that id, or NotFound.
-func (s *Service) task(id string) (*task, error) {
+func (s *Service) task(id string) (*task.Task, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t := s.tasks[id]; t != nil {
 		return t, nil
 	}
 	return nil, fmt.Errorf("task %q: %w", id, errdefs.ErrNotFound)
-}
-
-// process returns a task and its init or, with an exec id, one of its execs.
-func (s *Service) process(id, execID string) (*task, *process, error) {
-	t, err := s.task(id)
-	if err != nil {
-		return nil, nil, err
-	}
-	p, err := t.process(execID)
-	return t, p, err
 }
 
 // reserve takes a task's id for one that is being created.

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	api2 "github.com/containerd/containerd/api/runtime/task/v2"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
@@ -23,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/husk-containers/husk/shim/bootstrap"
+	"github.com/husk-containers/husk/shim/task/tasktest"
 )
 
 // One set of message types serves both versions of the API.
@@ -71,14 +69,14 @@ func TestLife(t *testing.T) {
 	if _, err := h.Start(ctx, &api.StartRequest{ID: "c", ExecID: "e"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.ResizePty(ctx, &api.ResizePtyRequest{ID: "c", ExecID: "e", Width: 80, Height: 24}); err != nil || c.execs["e"].size != [2]uint32{80, 24} {
-		t.Errorf("resize: %v, %v", err, c.execs["e"].size)
+	if _, err := h.ResizePty(ctx, &api.ResizePtyRequest{ID: "c", ExecID: "e", Width: 80, Height: 24}); err != nil || c.Added("e").Size() != [2]uint32{80, 24} {
+		t.Errorf("resize: %v, %v", err, c.Added("e").Size())
 	}
 	ps, err := h.Pids(ctx, &api.PidsRequest{ID: "c"})
 	if err != nil || len(ps.Processes) != 2 || ps.Processes[0].Info != nil || ps.Processes[1].Info.GetTypeUrl() != "containerd.runc.v1.ProcessDetails" {
 		t.Errorf("pids: %v, %v", ps, err)
 	}
-	c.execs["e"].exitWith(3)
+	c.Added("e").ExitWith(3)
 	if w := h.wait("c", "e"); w.ExitStatus != 3 {
 		t.Errorf("wait for the exec: %v", w)
 	}
@@ -90,7 +88,7 @@ func TestLife(t *testing.T) {
 	if _, err := h.Shutdown(ctx, &api.ShutdownRequest{ID: "c"}); err != nil || h.sandbox.stopped {
 		t.Errorf("shutdown with a task: %v, stopped %v", err, h.sandbox.isStopped())
 	}
-	c.init.exitWith(5)
+	c.Main().ExitWith(5)
 	if w := h.wait("c", ""); w.ExitStatus != 5 || w.ExitedAt.AsTime().Unix() != 1e9 {
 		t.Errorf("wait: %v", w)
 	}
@@ -107,7 +105,7 @@ func TestLife(t *testing.T) {
 	if !h.sandbox.isStopped() {
 		t.Error("shutdown without a task left the sandbox running")
 	}
-	got := slices.DeleteFunc(h.journal.read(), func(w string) bool { return w == "oom c" }) // comes when it comes
+	got := slices.DeleteFunc(h.journal.Words(), func(w string) bool { return w == "oom c" }) // comes when it comes
 	want := []string{"create c", "start c", "added e", "start e", "exit e 3", "exit c 5", "delete c"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -119,7 +117,7 @@ func TestErrors(t *testing.T) {
 	ctx := t.Context()
 	h.create("created")
 	h.run("running")
-	h.run("stopped").init.exitWith(0)
+	h.run("stopped").Main().ExitWith(0)
 	h.wait("stopped", "")
 	spec := &anypb.Any{Value: []byte(`{}`)}
 	for _, id := range []string{"e", "failing"} {
@@ -127,7 +125,7 @@ func TestErrors(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	h.sandbox.container("running").execs["failing"].startErr = errors.New("no such file\nin PATH")
+	h.sandbox.container("running").Added("failing").StartErr = errors.New("no such file\nin PATH")
 	for name, tt := range map[string]struct {
 		call func() error
 		is   error
@@ -162,10 +160,13 @@ func TestErrors(t *testing.T) {
 			_, err := h.Start(ctx, &api.StartRequest{ID: "running", ExecID: "failing"})
 			return err
 		}, errdefs.ErrUnknown},
-		"delete while running": {func() error { _, err := h.Delete(ctx, &api.DeleteRequest{ID: "running"}); return err }, errdefs.ErrFailedPrecondition},
-		"kill what has exited": {func() error { _, err := h.Kill(ctx, &api.KillRequest{ID: "stopped", Signal: 9}); return err }, errdefs.ErrNotFound},
-		"pause":                {func() error { _, err := h.Pause(ctx, &api.PauseRequest{ID: "running"}); return err }, errdefs.ErrNotImplemented},
-		"stats":                {func() error { _, err := h.Stats(ctx, &api.StatsRequest{ID: "running"}); return err }, errdefs.ErrNotImplemented},
+		"delete while running":  {func() error { _, err := h.Delete(ctx, &api.DeleteRequest{ID: "running"}); return err }, errdefs.ErrFailedPrecondition},
+		"kill what has exited":  {func() error { _, err := h.Kill(ctx, &api.KillRequest{ID: "stopped", Signal: 9}); return err }, errdefs.ErrNotFound},
+		"pause what has exited": {func() error { _, err := h.Pause(ctx, &api.PauseRequest{ID: "stopped"}); return err }, errdefs.ErrFailedPrecondition},
+		"a checkpoint": {func() error {
+			_, err := h.Checkpoint(ctx, &api.CheckpointTaskRequest{ID: "running"})
+			return err
+		}, errdefs.ErrNotImplemented},
 	} {
 		err := tt.call()
 		if err == nil || !errors.Is(errgrpc.ToNative(err), tt.is) || strings.Contains(err.Error(), "\n") {
@@ -200,7 +201,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 		t.Errorf("delete: %v, want NotFound", err)
 	}
 	h.shutdown("c")
-	if w := h.journal.read(); len(w) != 0 {
+	if w := h.journal.Words(); len(w) != 0 {
 		t.Errorf("events of what never was: %v", w)
 	}
 }
@@ -212,150 +213,22 @@ func TestEndedFromOutside(t *testing.T) {
 	h.create("d")
 	h.cancel()
 	h.served <- <-h.served
-	got := h.journal.read()
+	got := h.journal.Words()
 	slices.Sort(got)
 	if want := []string{"create c", "create d", "exit c 137", "exit d 137", "start c"}; !slices.Equal(got, want) {
 		t.Errorf("told %v, want %v", got, want)
 	}
 }
 
-// Who waits for an exec that the task's end keeps from being started is told.
-func TestAnExecThatIsNotStartedEndsWithTheTask(t *testing.T) {
-	h := newHarness(t)
-	ctx := t.Context()
-	c := h.run("c")
-	if _, err := h.Exec(ctx, &api.ExecProcessRequest{ID: "c", ExecID: "e", Spec: &anypb.Any{Value: []byte(`{}`)}}); err != nil {
-		t.Fatal(err)
-	}
-	c.end(1)
-	h.wait("c", "")
-	if r, err := h.Wait(ctx, &api.WaitRequest{ID: "c", ExecID: "e"}); err != nil || r.ExitStatus != 255 {
-		t.Errorf("Wait: %v, %v; want 255", r, err)
-	}
-	if _, err := h.Start(ctx, &api.StartRequest{ID: "c", ExecID: "e"}); !errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) {
-		t.Errorf("Start: %v, want FailedPrecondition", err)
-	}
-	if _, err := h.Delete(ctx, &api.DeleteRequest{ID: "c"}); err != nil {
-		t.Error(err)
-	}
-	if want := []string{"create c", "start c", "added e", "exit c 1", "delete c"}; !slices.Equal(h.journal.read(), want) {
-		t.Errorf("told %v, want %v", h.journal.read(), want)
-	}
-}
-
 func TestNotReady(t *testing.T) {
 	sb := newFakeSandbox()
 	start := func(context.Context, SandboxConfig) (sandbox, error) { return sb, nil }
-	s, err := newService(t.Context(), Config{ID: "c", Namespace: "ns"}, start, &journal{})
+	s, err := newService(t.Context(), Config{ID: "c", Namespace: "ns"}, start, &tasktest.Journal{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = s.Serve(t.Context(), listener(t), func() error { return os.ErrClosed })
 	if !errors.Is(err, os.ErrClosed) || !sb.isStopped() {
 		t.Errorf("Serve: %v, sandbox stopped %v", err, sb.isStopped())
-	}
-}
-
-// Whatever exits when, a start is told before its exit, and the execs' exits
-// before the task's.
-func TestOrderUnderRaces(t *testing.T) {
-	h := newHarness(t)
-	ctx := t.Context()
-	for round := range 100 {
-		id := fmt.Sprintf("c%d", round)
-		c := h.create(id)
-		if round%2 == 0 {
-			c.init.onStart = func() { c.init.exitWith(1) } // before Start returns
-		}
-		if _, err := h.Start(ctx, &api.StartRequest{ID: id}); err != nil {
-			t.Fatal(err)
-		}
-		var execs sync.WaitGroup
-		for i := range 4 {
-			exec := fmt.Sprintf("%s-e%d", id, i)
-			execs.Go(func() {
-				_, err := h.Exec(ctx, &api.ExecProcessRequest{ID: id, ExecID: exec, Spec: &anypb.Any{Value: []byte(`{}`)}})
-				if err != nil {
-					t.Error(err)
-				}
-				h.Start(ctx, &api.StartRequest{ID: id, ExecID: exec}) //nolint:errcheck // the task may have ended
-			})
-		}
-		if rand.IntN(2) == 0 {
-			execs.Wait()
-		}
-		c.end(1)
-		execs.Wait()
-		c.end(1) // execs that were added since
-		h.wait(id, "")
-		if _, err := h.Delete(ctx, &api.DeleteRequest{ID: id}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	at := map[string]int{}
-	words := h.journal.read()
-	for i, w := range words {
-		w = strings.TrimSuffix(w, " 1")
-		if _, twice := at[w]; twice {
-			t.Errorf("told twice: %s", w)
-		}
-		at[w] = i
-	}
-	before := func(a, b string) {
-		ia, oka := at[a]
-		ib, okb := at[b]
-		if !oka || !okb || ia > ib {
-			t.Errorf("%q at %d (%v) does not come before %q at %d (%v)", a, ia, oka, b, ib, okb)
-		}
-	}
-	for w := range at {
-		kind, id, _ := strings.Cut(w, " ")
-		task, _, isExec := strings.Cut(id, "-")
-		switch {
-		case kind == "start":
-			before("create "+task, w)
-			before(w, "exit "+id)
-		case kind == "exit" && isExec:
-			before("start "+id, w)
-			before(w, "exit "+task)
-		case kind == "exit":
-			before(w, "delete "+id)
-		}
-	}
-}
-
-func TestDeleteOfATaskThatIsBeingDeleted(t *testing.T) {
-	h := newHarness(t)
-	ctx := t.Context()
-	c := h.run("c")
-	begun, end := make(chan struct{}), make(chan struct{})
-	c.onDelete = func() { close(begun); <-end }
-	c.end(3)
-	h.wait("c", "")
-	remove := func(ctx context.Context) <-chan error {
-		result := make(chan error, 1)
-		go func() {
-			_, err := h.Delete(ctx, &api.DeleteRequest{ID: "c"})
-			result <- err
-		}()
-		return result
-	}
-	first := remove(ctx)
-	<-begun
-	if st, err := h.State(ctx, &api.StateRequest{ID: "c"}); err != nil || st.Status != taskapi.Status_STOPPED || st.ExitStatus != 3 {
-		t.Errorf("state while being deleted: %v, %v, want stopped with status 3", st, err)
-	}
-	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-	defer cancel()
-	if err := <-remove(short); !errors.Is(err, context.DeadlineExceeded) && !errdefs.IsDeadlineExceeded(errgrpc.ToNative(err)) {
-		t.Errorf("second delete, while the first is at work: %v", err)
-	}
-	second := remove(ctx)
-	close(end)
-	if err := <-first; err != nil {
-		t.Errorf("first delete: %v", err)
-	}
-	if err := <-second; !errdefs.IsNotFound(errgrpc.ToNative(err)) {
-		t.Errorf("second delete: %v, want NotFound", err)
 	}
 }

@@ -5,14 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -22,19 +21,14 @@ import (
 
 	"github.com/husk-containers/husk/internal/undo"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
-	"github.com/husk-containers/husk/protocols/files"
+	"github.com/husk-containers/husk/virtcontainers/process"
 	"github.com/husk-containers/husk/virtcontainers/refusal"
 	"github.com/husk-containers/husk/virtcontainers/spec"
-	"github.com/husk-containers/husk/virtcontainers/storage"
-	"github.com/husk-containers/husk/virtcontainers/streams"
 	"github.com/husk-containers/husk/virtcontainers/volume"
 )
 
 // hostStep bounds one step of a container's teardown on the host.
 const hostStep = 10 * time.Second
-
-// Stdio is the host's end of a process's standard streams.
-type Stdio = streams.Stdio
 
 // ContainerConfig is what a container is made of.
 type ContainerConfig struct {
@@ -60,7 +54,9 @@ type Container struct {
 	dir        string          // its own below the share; as create makes it
 	mounts     []*volume.Mount // as create makes them
 	created    time.Duration   // what its creation took once the guest was ready
+	holds      bool            // nothing runs in it
 
+	oom atomic.Bool // there is one that nobody was told of
 	// oomAt is when an OOM was last told of; it is watchEvents' own.
 	oomAt time.Time
 
@@ -86,11 +82,8 @@ var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 // nothing of the container is left.
 func (s *Sandbox) CreateContainer(ctx context.Context, cfg ContainerConfig) (_ *Container, err error) {
 	defer func() { err = refusal.During(err, "create container %q", cfg.ID) }()
-	c := &Container{id: cfg.ID, bundle: cfg.Bundle, sandbox: s, execs: map[string]*Process{}, noted: map[string]bool{}}
-	c.init = newProcess(c, "", nil, cfg.Stdio)
-	if cfg.Holds {
-		c.init.killed = make(chan uint32, 1)
-	}
+	c := &Container{id: cfg.ID, bundle: cfg.Bundle, sandbox: s, holds: cfg.Holds, execs: map[string]*Process{}, noted: map[string]bool{}}
+	c.init = c.newInit(cfg.Stdio)
 	err = checkID(cfg.ID)
 	if err == nil {
 		err = s.reserve(c)
@@ -102,7 +95,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cfg ContainerConfig) (_ *
 	defer s.work.Done()
 	c.undo.Push("forget container", hostStep, func(context.Context) error { s.release(c); return nil })
 	c.undo.Push("close standard streams", hostStep, func(context.Context) error {
-		c.init.closeStreams()
+		c.init.CloseStreams()
 		c.dropExecs()
 		return nil
 	})
@@ -110,6 +103,23 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cfg ContainerConfig) (_ *
 		return nil, errors.Join(err, c.undo.Run(ctx))
 	}
 	return c, nil
+}
+
+func (c *Container) newInit(stdio Stdio) *Process {
+	return process.New(process.Options{
+		Sandbox: c.sandbox.processes, Container: c.id, Stdio: stdio, Holds: c.holds, OnExit: c.exited,
+		OnStart: func(took time.Duration) {
+			c.sandbox.log.Info("container started", "container", c.id, "create", ms(c.created), "start", ms(took))
+		},
+	})
+}
+
+// exited is called before the exit of the container is told.
+func (c *Container) exited(oom bool) {
+	if oom {
+		c.ranOut()
+	}
+	c.report()
 }
 
 func checkID(id string) error {
@@ -149,11 +159,10 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 	if err != nil {
 		return err
 	}
-	names, err := c.init.openStreams(ctx)
+	names, err := c.init.OpenStreams(ctx, plan.Spec.Process)
 	if err != nil {
 		return err
 	}
-	setSize(names, plan.Spec.Process)
 	c.undo.Push("remove container in the guest", s.config.Runtime.StopTimeout.Duration, func(ctx context.Context) error {
 		err := s.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 			_, err := a.RemoveContainer(ctx, &agentv1.RemoveContainerRequest{ContainerId: c.id})
@@ -174,7 +183,7 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 	c.mu.Lock()
 	c.ownPID = plan.OwnPID
 	c.mu.Unlock()
-	s.watch(c.init)
+	c.init.Watch()
 	c.created = time.Since(booted)
 	s.log.Debug("container created", "container", c.id, "host", ms(prepared.Sub(began)), "wait", ms(booted.Sub(prepared)))
 	return nil
@@ -200,9 +209,7 @@ func (c *Container) hold(ctx context.Context) error {
 	if err := c.sandbox.guest.Await(ctx); err != nil {
 		return err
 	}
-	if !c.sandbox.spawn(c.init.hold) {
-		c.init.lose()
-	}
+	c.init.Watch()
 	return nil
 }
 
@@ -217,123 +224,6 @@ func (c *Container) note(notes []string) {
 	for _, n := range notes {
 		c.sandbox.log.Warn("the spec speaks of the host, not of the guest", "container", c.id, "field", n)
 	}
-}
-
-// share puts the root file system where the guest sees it, and does on the host what
-// the mounts need.
-func (c *Container) share(ctx context.Context, rootfs []mount.Mount, plan *spec.Plan) error {
-	s := c.sandbox
-	s.mu.Lock()
-	s.rootfs++
-	c.dir = fmt.Sprintf("%s-%d", c.id, s.rootfs)
-	s.mu.Unlock()
-	plan.RootIn(c.dir)
-	share, err := storage.New(filepath.Join(s.privateDir(), c.dir), c.bundle, s.host.Clone)
-	if err != nil {
-		return err
-	}
-	c.undo.Push("unshare the root file system", hostStep, func(context.Context) error { return share.Close() })
-	if plan.Shm != nil {
-		size, tmpfs, err := volume.Tmpfs(plan.Shm, c.bundle, s.host.Clone)
-		if err != nil {
-			return err
-		}
-		if tmpfs {
-			plan.GuestShm(size)
-		}
-	}
-	if err := share.Rootfs(rootfs, plan.RootPath); err != nil {
-		return err
-	}
-	c.undo.Push("end the connections to the host's sockets", hostStep, func(ctx context.Context) error {
-		return s.sockets.RemoveContainer(ctx, c.id)
-	})
-	user := volume.User{ID: c.id, Bundle: c.bundle, Spec: plan.Spec, CgroupsPath: plan.CgroupsPath}
-	for _, b := range plan.Binds {
-		if b.Unused {
-			continue
-		}
-		m, err := s.volumes.Add(ctx, user, b)
-		if err != nil {
-			return err
-		}
-		c.mounts = append(c.mounts, m)
-		c.undo.Push("give up "+b.Field, hostStep, m.Release)
-	}
-	return nil
-}
-
-// readyMounts does in the guest what the mounts need, and returns the guest's
-// directories at which file systems of the host appear, each after the one that it is
-// below.
-func (c *Container) readyMounts(ctx context.Context) ([]string, error) {
-	private := c.sandbox.privateDir()
-	rootfs, err := storage.FileSystems(filepath.Join(private, c.dir))
-	if err != nil {
-		return nil, err
-	}
-	var below []string
-	for _, dir := range rootfs {
-		below = append(below, spec.GuestShare+dir[len(private):])
-	}
-	ctx, cancel := c.sandbox.guest.Request(ctx) // of all together: what is copied is small
-	defer cancel()
-	errs := make([]error, len(c.mounts))
-	var work sync.WaitGroup
-	for i, m := range c.mounts {
-		work.Go(func() { errs[i] = m.Ready(ctx) })
-	}
-	work.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
-	}
-	for _, m := range c.mounts {
-		dirs, err := m.FileSystems()
-		if err != nil {
-			return nil, err
-		}
-		below = append(below, dirs...)
-	}
-	return below, nil
-}
-
-// report brings the container's last words to the host.
-func (c *Container) report() {
-	ctx, cancel := c.sandbox.guest.Request(context.Background())
-	defer cancel()
-	for _, m := range c.mounts {
-		if err := m.Report(ctx); err != nil && !c.sandbox.guest.Lost(err) {
-			c.sandbox.log.Warn("a container's last words are lost", "container", c.id, "err", err)
-		}
-	}
-}
-
-// CopyIn extracts a tar archive into the directory at path, as the container's
-// processes see it. The container must run. It stays half done where it fails.
-func (c *Container) CopyIn(ctx context.Context, path string, archive io.Reader) error {
-	err := c.sandbox.onFiles(ctx, func(conn net.Conn) error { return files.Put(ctx, conn, c.id, path, archive) })
-	return refusal.During(err, "copy to %s of container %q", path, c.id)
-}
-
-// CopyOut writes a tar archive of what is at path, as the container's processes see
-// it, the names in it beginning with the last element of path. What it holds is the
-// guest's word. The container must run.
-func (c *Container) CopyOut(ctx context.Context, path string, archive io.Writer) error {
-	err := c.sandbox.onFiles(ctx, func(conn net.Conn) error { return files.Get(ctx, conn, c.id, path, archive) })
-	return refusal.During(err, "copy from %s of container %q", path, c.id)
-}
-
-// onFiles has f use a connection to the guest's port of files.
-func (s *Sandbox) onFiles(ctx context.Context, f func(net.Conn) error) error {
-	if err := s.guest.Await(ctx); err != nil {
-		return err
-	}
-	conn, err := s.guest.Dial(ctx, files.Port)
-	if err != nil {
-		return err
-	}
-	defer conn.Close() //nolint:errcheck // nothing more is said
-	return f(conn)
 }
 
 // ReadSpec reads the OCI spec of a bundle.
@@ -368,41 +258,48 @@ func (c *Container) Process(execID string) (*Process, error) {
 
 // Exec adds a process to the container; nothing runs before its Start. The
 // container must run. It is AlreadyExists where the id is taken.
-func (c *Container) Exec(_ context.Context, id string, process *specs.Process, stdio Stdio) (*Process, error) {
+func (c *Container) Exec(_ context.Context, id string, sp *specs.Process, stdio Stdio) (*Process, error) {
 	err := checkID(id)
-	if err == nil && c.init.killed != nil {
+	if err == nil && c.holds {
 		err = fmt.Errorf("it is the pod's sandbox container, in which nothing runs: %w", errdefs.ErrNotImplemented)
 	}
-	if state := c.init.State(); err == nil && state != Running {
+	switch state := c.init.State(); {
+	case err != nil, state == Running:
+	case state == Paused:
+		err = fmt.Errorf("the container is paused: resume it first: %w", errdefs.ErrFailedPrecondition)
+	default:
 		err = fmt.Errorf("the container is %s, not running: %w", state, errdefs.ErrFailedPrecondition)
 	}
 	var ours *specs.Process
 	if err == nil {
-		ours, err = spec.TransformProcess(process, "process")
+		ours, err = spec.TransformProcess(sp, "process")
 	}
-	p := newProcess(c, id, ours, stdio)
+	p := process.New(process.Options{
+		Sandbox: c.sandbox.processes, Container: c.id, Exec: id, Spec: ours, Stdio: stdio,
+		OnDelete: func() { c.forget(id) },
+	})
 	if err == nil {
-		err = c.add(p)
+		err = c.add(id, p)
 	}
 	if err != nil {
 		stdio.Close()
 		return nil, fmt.Errorf("exec %q in container %q: %w", id, c.id, err)
 	}
-	c.note(spec.ProcessNotes(process, "process"))
+	c.note(spec.ProcessNotes(sp, "process"))
 	return p, nil
 }
 
 // add adds an exec.
-func (c *Container) add(p *Process) error {
+func (c *Container) add(id string, p *Process) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.deleted {
 		return fmt.Errorf("the container has been deleted: %w", errdefs.ErrNotFound)
 	}
-	if c.execs[p.id] != nil {
+	if c.execs[id] != nil {
 		return errdefs.ErrAlreadyExists
 	}
-	c.execs[p.id] = p
+	c.execs[id] = p
 	return nil
 }
 
@@ -414,7 +311,7 @@ func (c *Container) forget(execID string) {
 
 // Processes lists what runs in the container.
 func (c *Container) Processes(ctx context.Context) ([]ProcessInfo, error) {
-	if c.init.killed != nil {
+	if c.holds {
 		return nil, nil
 	}
 	var resp *agentv1.ListProcessesResponse
@@ -439,6 +336,9 @@ func (c *Container) Processes(ctx context.Context) ([]ProcessInfo, error) {
 	return ps, nil
 }
 
+// TakeOOM tells, once, that a process of the container was killed for want of memory.
+func (c *Container) TakeOOM() bool { return c.oom.Swap(false) }
+
 // Delete takes the container back, whatever the guest does. It is
 // FailedPrecondition while its init runs.
 func (c *Container) Delete(ctx context.Context) (Exit, error) {
@@ -451,7 +351,7 @@ func (c *Container) Delete(ctx context.Context) (Exit, error) {
 			return Exit{}, fmt.Errorf("delete container %q: %w", c.id, context.Cause(ctx))
 		}
 	}
-	exit, err := c.init.retire()
+	exit, err := c.init.Retire()
 	if err != nil {
 		return Exit{}, err
 	}
@@ -469,11 +369,11 @@ func (c *Container) dropExecs() {
 	c.deleted = true
 	c.mu.Unlock()
 	for _, p := range execs {
-		if _, err := p.retire(); err != nil {
+		if _, err := p.Retire(); err != nil {
 			// Its end is still to be told, by the guest or the VM's own.
-			c.sandbox.spawn(func() {
+			c.sandbox.spawn(func(context.Context) {
 				<-p.Exited()
-				p.closeStreams()
+				p.CloseStreams()
 			})
 		}
 	}

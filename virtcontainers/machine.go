@@ -35,7 +35,7 @@ func (s *Sandbox) machine(ctx context.Context, g *guest.Guest) (hypervisor.Confi
 	}
 	s.uplink = up // before the guest's first event
 	s.undo.Push("close the network", hostStep, up.Close)
-	s.spawn(func() { up.Run(s.watchCtx) })
+	s.spawn(up.Run)
 	devices := []hypervisor.Device{hypervisor.Share{Tag: shareTag, Dir: s.shareDir()}}
 	for _, nic := range up.NICs() {
 		devices = append(devices, nic)
@@ -89,15 +89,21 @@ func (s *Sandbox) onEvent(e *agentv1.Event) {
 			return
 		}
 		c.oomAt = time.Now()
-		select {
-		case s.ooms <- c.id:
-		default: // a burst says no more than its first
-		}
+		c.ranOut()
 	}
 	if l := e.GetListen(); l != nil {
 		s.uplink.Listen(l)
 	}
 	if e := e.GetSocket(); e != nil {
 		s.sockets.Event(e)
+	}
+}
+
+// ranOut notes that the container ran out of memory.
+func (c *Container) ranOut() {
+	c.oom.Store(true)
+	select {
+	case c.sandbox.ooms <- c.id:
+	default: // it is told with the exit
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/husk-containers/husk/internal/undo"
 	"github.com/husk-containers/husk/virtcontainers/guest"
 	"github.com/husk-containers/husk/virtcontainers/podfiles"
+	"github.com/husk-containers/husk/virtcontainers/process"
 	"github.com/husk-containers/husk/virtcontainers/record"
 	"github.com/husk-containers/husk/virtcontainers/sockets"
 	"github.com/husk-containers/husk/virtcontainers/spec"
@@ -95,6 +96,8 @@ type Sandbox struct {
 	volumes  *volume.Table
 	sockets  *sockets.Table
 
+	processes *process.Sandbox
+
 	guest    *guest.Guest
 	stopOnce sync.Once
 	stopErr  error
@@ -149,6 +152,10 @@ func NewSandbox(ctx context.Context, o Options) (_ *Sandbox, err error) {
 		BootTimeout: o.Config.Runtime.BootTimeout.Duration, RequestTimeout: o.Config.Runtime.RequestTimeout.Duration,
 		StopTimeout: o.Config.Runtime.StopTimeout.Duration, Began: o.Began, Log: o.Log,
 	})
+	s.processes = &process.Sandbox{
+		Guest: s.guest, Spawn: s.spawn, Log: o.Log,
+		StopTimeout: o.Config.Runtime.StopTimeout.Duration, DrainTimeout: o.Config.Runtime.DrainTimeout.Duration,
+	}
 	s.sockets = sockets.New(sockets.Options{
 		Guest: s.guest, Host: s.host, Record: s.record, Allowed: o.Config.Runtime.AllowedSockets, Log: o.Log,
 	})
@@ -157,7 +164,7 @@ func NewSandbox(ctx context.Context, o Options) (_ *Sandbox, err error) {
 	})
 	s.guest.Boot()
 	s.undo.Push("end the guest", hostStep, s.guest.Close)
-	s.spawn(func() { s.volumes.Follow(s.watchCtx) })
+	s.spawn(s.volumes.Follow)
 	return s, nil
 }
 
@@ -261,7 +268,8 @@ func (s *Sandbox) Done() <-chan struct{} { return s.guest.Dead() }
 // Err says why the sandbox failed; nil while it runs and after a mere Stop.
 func (s *Sandbox) Err() error { return s.guest.Err() }
 
-// OOMs yields the ids of containers that ran out of memory. It is never closed.
+// OOMs yields the ids of containers whose TakeOOM has something to tell. It is never
+// closed.
 func (s *Sandbox) OOMs() <-chan string { return s.ooms }
 
 // Containers returns those that have not been deleted, in order of their ids.
@@ -291,7 +299,7 @@ func (s *Sandbox) ownPIDs() []string {
 		c.mu.Lock()
 		own := c.ownPID
 		c.mu.Unlock()
-		if state := c.init.State(); own && (state == Created || state == Running) {
+		if state := c.init.State(); own && state != Stopped && state != Deleted {
 			ids = append(ids, c.id)
 		}
 	}
@@ -333,40 +341,15 @@ func (s *Sandbox) checkSysctls(want map[string]string) error {
 }
 
 // spawn runs f among the goroutines that Stop waits for, unless Stop has come
-// first.
-func (s *Sandbox) spawn(f func()) bool {
+// first. Its context is watchCtx.
+func (s *Sandbox) spawn(f func(ctx context.Context)) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopping {
 		return false
 	}
-	s.work.Go(f)
+	s.work.Go(func() { f(s.watchCtx) })
 	return true
-}
-
-// watch begins to wait for the exit of a process that the guest knows.
-func (s *Sandbox) watch(p *Process) {
-	if !s.spawn(func() { p.awaitExit(s.watchCtx) }) {
-		p.lose()
-	}
-}
-
-// expectExit ends the VM where the guest does not tell in time of the exit of a
-// process that was killed: deletion completes, whatever the guest does.
-func (s *Sandbox) expectExit(p *Process) {
-	patience := s.config.Runtime.StopTimeout.Duration + s.config.Runtime.DrainTimeout.Duration
-	p.expected.Do(func() {
-		s.spawn(func() {
-			timer := time.NewTimer(patience)
-			defer timer.Stop()
-			select {
-			case <-p.answered:
-			case <-s.guest.Dead():
-			case <-timer.C:
-				s.guest.Fail(fmt.Errorf("%s did not end within %s of a SIGKILL: the guest hangs", p.name(), patience))
-			}
-		})
-	})
 }
 
 // Stop ends the sandbox: asks the guest to power off, and takes everything back

@@ -64,6 +64,8 @@ var layers = []struct{ pkg, may string }{
 	{`config`, `|internal/.*`},
 	{`config/gendoc`, `|config`},
 	{`internal/check`, `config|hypervisor|hypervisor/virtiofs|virtcontainers/usernet|internal/.*`},
+	{`internal/operator`, `shim/operator/v1|internal/.*`},
+	{`internal/status`, `shim/operator/v1|virtcontainers/record|internal/.*`},
 	{`internal/.*`, `internal/.*`},
 	{`guest/.*`, `guest/.*|internal/.*`},
 	{`test/.*`, `test/.*|guest/.*|internal/.*`},

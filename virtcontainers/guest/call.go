@@ -29,16 +29,22 @@ func (g *Guest) Request(ctx context.Context) (context.Context, context.CancelFun
 }
 
 // Call makes one call to the agent with the configured deadline. Its error is a
-// refusal.Error of an errdefs class, or says that the guest did not answer or is
-// gone.
+// refusal.Error of an errdefs class, or says that the guest did not answer, is paused or
+// is gone.
 func (g *Guest) Call(ctx context.Context, f func(context.Context, agentv1.AgentClient) error) error {
-	a, err := g.Agent()
+	a, err := g.enter()
 	if err != nil {
 		return err
 	}
+	defer g.leave()
+	return g.call(ctx, a, f)
+}
+
+// call is Call by one that has been let in.
+func (g *Guest) call(ctx context.Context, a agentv1.AgentClient, f func(context.Context, agentv1.AgentClient) error) error {
 	ctx, cancel := g.Request(ctx)
 	defer cancel()
-	err = f(ctx, a)
+	err := f(ctx, a)
 	switch {
 	case err == nil:
 		return nil
@@ -75,12 +81,12 @@ func (g *Guest) Lost(err error) bool {
 	return errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, ErrGone) || errors.Is(err, context.Canceled) && g.closing.Err() != nil
 }
 
-// Agent returns the agent's client for calls without the configured deadline; its
-// error is ErrGone with the reason.
+// Agent returns the agent's client for calls without the configured deadline, which
+// wait while the guest is paused; its error is ErrGone with the reason.
 func (g *Guest) Agent() (agentv1.AgentClient, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.state != Running {
+	if g.state != Running && g.state != Paused {
 		return nil, g.notRunning()
 	}
 	return g.agent, nil
@@ -124,6 +130,9 @@ func (g *Guest) machine() (hypervisor.VM, error) {
 
 // notRunning is the error of a call that needs the guest; g.mu is held.
 func (g *Guest) notRunning() error {
+	if g.state == Paused {
+		return ErrPaused
+	}
 	if g.err != nil {
 		return fmt.Errorf("%w: %w", ErrGone, g.err)
 	}

@@ -57,7 +57,9 @@ type Guest struct {
 	err          error
 	vm           hypervisor.VM
 	agent        agentv1.AgentClient
-	closeControl func() error // nil before there is a control connection
+	calls        int           // to the agent that are under way
+	idle         chan struct{} // closed when there are none; nil: nobody waits for that
+	closeControl func() error  // nil before there is a control connection
 }
 
 // New returns a guest that is yet to be booted, so that what depends on it can be made

@@ -9,20 +9,22 @@ import (
 
 // A State is where a guest is in its life.
 //
-//	from \ to  booting  running  failed  stopped
+//	from \ to  booting  running  paused  failed  stopped
 //	(new)         x
-//	booting                x        x       x
-//	running                         x       x
-//	failed                                  x
+//	booting                x                x       x
+//	running                         x       x       x
+//	paused                 x                x       x
+//	failed                                          x
 //
-// Failed: the VM could not be booted or ended of itself; Close takes back what is
-// left. Stopped is final.
+// Paused: the VM stands still, and nobody calls the agent. Failed: the VM could not be
+// booted or ended of itself; Close takes back what is left. Stopped is final.
 type State int
 
 // The states of a guest.
 const (
 	Booting State = iota + 1
 	Running
+	Paused
 	Failed
 	Stopped
 )
@@ -34,6 +36,8 @@ func (s State) String() string {
 		return "booting"
 	case Running:
 		return "running"
+	case Paused:
+		return "paused"
 	case Failed:
 		return "failed"
 	case Stopped:
@@ -44,7 +48,8 @@ func (s State) String() string {
 
 var moves = map[State][]State{
 	Booting: {Running, Failed, Stopped},
-	Running: {Failed, Stopped},
+	Running: {Paused, Failed, Stopped},
+	Paused:  {Running, Failed, Stopped},
 	Failed:  {Stopped},
 }
 

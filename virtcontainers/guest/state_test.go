@@ -9,10 +9,11 @@ import (
 
 // The table of the doc comment, said once more and walked whole.
 func TestStates(t *testing.T) {
-	all := []State{Booting, Running, Failed, Stopped}
+	all := []State{Booting, Running, Paused, Failed, Stopped}
 	allowed := map[State][]State{
 		Booting: {Running, Failed, Stopped},
-		Running: {Failed, Stopped},
+		Running: {Paused, Failed, Stopped},
+		Paused:  {Running, Failed, Stopped},
 		Failed:  {Stopped},
 	}
 	for _, from := range all {

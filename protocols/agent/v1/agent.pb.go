@@ -2246,8 +2246,11 @@ type WaitProcessResponse struct {
 	ExitedAtNs int64 `protobuf:"varint,2,opt,name=exited_at_ns,json=exitedAtNs,proto3" json:"exited_at_ns,omitempty"`
 	// Bytes written into the stdout and stderr connections up to the exit: the
 	// host publishes the exit once it has delivered as many.
-	StdoutBytes   uint64 `protobuf:"varint,3,opt,name=stdout_bytes,json=stdoutBytes,proto3" json:"stdout_bytes,omitempty"`
-	StderrBytes   uint64 `protobuf:"varint,4,opt,name=stderr_bytes,json=stderrBytes,proto3" json:"stderr_bytes,omitempty"`
+	StdoutBytes uint64 `protobuf:"varint,3,opt,name=stdout_bytes,json=stdoutBytes,proto3" json:"stdout_bytes,omitempty"`
+	StderrBytes uint64 `protobuf:"varint,4,opt,name=stderr_bytes,json=stderrBytes,proto3" json:"stderr_bytes,omitempty"`
+	// Of a container's init: a process of the container was killed for want of memory,
+	// and no OOMEvent has told of that yet; none does from then on.
+	Oom           bool `protobuf:"varint,5,opt,name=oom,proto3" json:"oom,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2308,6 +2311,13 @@ func (x *WaitProcessResponse) GetStderrBytes() uint64 {
 		return x.StderrBytes
 	}
 	return 0
+}
+
+func (x *WaitProcessResponse) GetOom() bool {
+	if x != nil {
+		return x.Oom
+	}
+	return false
 }
 
 type ResizeTTYRequest struct {
@@ -4118,10 +4128,11 @@ type OnlineResourcesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In use now: it may be fewer, or more, than was asked for.
 	Cpus uint32 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	// MemTotal of /proc/meminfo, in bytes.
-	MemoryBytes   uint64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// MemTotal and MemAvailable of /proc/meminfo, in bytes.
+	MemoryBytes    uint64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	AvailableBytes uint64 `protobuf:"varint,3,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *OnlineResourcesResponse) Reset() {
@@ -4164,6 +4175,13 @@ func (x *OnlineResourcesResponse) GetCpus() uint32 {
 func (x *OnlineResourcesResponse) GetMemoryBytes() uint64 {
 	if x != nil {
 		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *OnlineResourcesResponse) GetAvailableBytes() uint64 {
+	if x != nil {
+		return x.AvailableBytes
 	}
 	return 0
 }
@@ -4628,14 +4646,15 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\x15SignalProcessResponse\"P\n" +
 	"\x12WaitProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\x9e\x01\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\xb0\x01\n" +
 	"\x13WaitProcessResponse\x12\x1f\n" +
 	"\vexit_status\x18\x01 \x01(\rR\n" +
 	"exitStatus\x12 \n" +
 	"\fexited_at_ns\x18\x02 \x01(\x03R\n" +
 	"exitedAtNs\x12!\n" +
 	"\fstdout_bytes\x18\x03 \x01(\x04R\vstdoutBytes\x12!\n" +
-	"\fstderr_bytes\x18\x04 \x01(\x04R\vstderrBytes\"|\n" +
+	"\fstderr_bytes\x18\x04 \x01(\x04R\vstderrBytes\x12\x10\n" +
+	"\x03oom\x18\x05 \x01(\bR\x03oom\"|\n" +
 	"\x10ResizeTTYRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x18\n" +
@@ -4792,10 +4811,11 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"tx_dropped\x18\t \x01(\x04R\ttxDropped\"O\n" +
 	"\x16OnlineResourcesRequest\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
-	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\"P\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\"y\n" +
 	"\x17OnlineResourcesResponse\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
-	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\"\x14\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12'\n" +
+	"\x0favailable_bytes\x18\x03 \x01(\x04R\x0eavailableBytes\"\x14\n" +
 	"\x12WatchEventsRequest\"\xa9\x01\n" +
 	"\x05Event\x12+\n" +
 	"\x03oom\x18\x01 \x01(\v2\x17.husk.agent.v1.OOMEventH\x00R\x03oom\x124\n" +

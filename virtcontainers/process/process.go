@@ -1,9 +1,12 @@
-package virtcontainers
+// Package process is one process in the guest, as the host knows it: its state, its
+// standard streams, and its exit.
+package process
 
 import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -32,39 +35,86 @@ type Exit struct {
 	At     time.Time
 }
 
-// A Process is a container's init or one exec in it; ProcessState tells its
-// life. Its methods are safe for concurrent use.
+// A Sandbox is what the processes of one have in common.
+type Sandbox struct {
+	Guest *guest.Guest
+	// Spawn runs f in a goroutine for whose end the sandbox's stop waits, after it has
+	// ended f's context. It is false once the sandbox is being stopped.
+	Spawn func(f func(ctx context.Context)) bool
+	// StopTimeout and DrainTimeout are the configuration's.
+	StopTimeout, DrainTimeout time.Duration
+	Log                       *slog.Logger
+}
+
+// Options is what a process is made of.
+type Options struct {
+	Sandbox *Sandbox
+	// Container is the id of its container; Exec is its own, and empty for an init.
+	Container, Exec string
+	// Spec is of an exec; the guest has an init's from its container.
+	Spec  *specs.Process
+	Stdio streams.Stdio
+	// Holds: it runs nothing, and lives until it is killed or the VM ends.
+	Holds bool
+	// OnStart is called when an init was started, which took that long.
+	OnStart func(took time.Duration)
+	// OnExit is called when an init has ended and what it wrote was delivered, before
+	// its exit is told; but not where the guest told nothing of that. oom is set where
+	// memory ran out of which the guest has not told otherwise.
+	OnExit func(oom bool)
+	// OnDelete is called when an exec was deleted.
+	OnDelete func()
+}
+
+// A Process is a container's init or one exec in it; State tells its life. Its
+// methods are safe for concurrent use.
 type Process struct {
-	id        string // exec id; empty for init
-	container *Container
-	spec      *specs.Process // execs only
-	stdio     Stdio
+	opts    Options
+	sandbox *Sandbox
 
 	created  time.Time
 	expected sync.Once     // for expectExit
 	answered chan struct{} // closed when nothing more is waited for from the guest
-	killed   chan uint32   // not nil: nothing runs; takes the signal that ends it, capacity 1
+	killed   chan uint32   // where nothing runs: takes the signal that ends it, capacity 1
 	exited   chan struct{}
 
 	mu       sync.Mutex
-	state    ProcessState
+	state    State
 	starting bool
+	spec     *specs.Process // execs only
 	streams  *streams.Set
 	exit     Exit
 }
 
-func newProcess(c *Container, id string, spec *specs.Process, stdio Stdio) *Process {
+// New returns a process that is created. It owns the streams from here on.
+func New(o Options) *Process {
 	return &Process{
-		id: id, container: c, spec: spec, stdio: stdio, state: Created,
-		created: time.Now(), answered: make(chan struct{}), exited: make(chan struct{}),
+		opts: o, sandbox: o.Sandbox, spec: o.Spec, state: Created, created: time.Now(),
+		answered: make(chan struct{}), killed: make(chan uint32, 1), exited: make(chan struct{}),
 	}
 }
 
 // State returns where the process is in its life.
-func (p *Process) State() ProcessState {
+func (p *Process) State() State {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.state == Running && p.sandbox.Guest.State() == guest.Paused {
+		return Paused
+	}
 	return p.state
+}
+
+// Freeze notes that the process's container was paused, or goes on.
+func (p *Process) Freeze(paused bool) error {
+	to := Running
+	if paused {
+		to = Paused
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next, err := move(p.name(), p.state, to)
+	p.state = next
+	return err
 }
 
 // Exited is closed once the process has exited and what it wrote has been
@@ -79,10 +129,10 @@ func (p *Process) Exit() Exit {
 }
 
 func (p *Process) name() string {
-	if p.id == "" {
-		return fmt.Sprintf("container %q", p.container.id)
+	if p.opts.Exec == "" {
+		return fmt.Sprintf("container %q", p.opts.Container)
 	}
-	return fmt.Sprintf("exec %q of container %q", p.id, p.container.id)
+	return fmt.Sprintf("exec %q of container %q", p.opts.Exec, p.opts.Container)
 }
 
 // Start runs the process: the container's own command for an init, the exec's
@@ -99,14 +149,12 @@ func (p *Process) Start(ctx context.Context) error {
 
 	began := time.Now()
 	err := p.start(ctx)
-	if err == nil && p.id == "" {
-		p.container.sandbox.log.Info("container started", "container", p.container.id,
-			"create", ms(p.container.created), "start", ms(time.Since(began)))
-	}
-
-	if err != nil && p.id != "" {
+	switch {
+	case err == nil && p.opts.Exec == "":
+		p.opts.OnStart(time.Since(began))
+	case err != nil && p.opts.Exec != "":
 		p.setExited(Exit{Status: exitUnknown, At: time.Now()})
-		p.closeStreams()
+		p.CloseStreams()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -121,13 +169,12 @@ func (p *Process) Start(ctx context.Context) error {
 }
 
 func (p *Process) start(ctx context.Context) error {
-	s := p.container.sandbox
-	if p.killed != nil {
+	if p.opts.Holds {
 		return nil
 	}
-	if p.id == "" {
-		return s.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
-			_, err := a.StartContainer(ctx, &agentv1.StartContainerRequest{ContainerId: p.container.id})
+	if p.opts.Exec == "" {
+		return p.sandbox.Guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+			_, err := a.StartContainer(ctx, &agentv1.StartContainerRequest{ContainerId: p.opts.Container})
 			return err
 		})
 	}
@@ -138,43 +185,39 @@ func (p *Process) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	names, err := p.openStreams(ctx)
+	names, err := p.OpenStreams(ctx, &spec)
 	if err != nil {
 		return err
 	}
-	setSize(names, &spec)
-	err = s.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+	err = p.sandbox.Guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 		_, err := a.ExecProcess(ctx, &agentv1.ExecProcessRequest{
-			ContainerId: p.container.id, ExecId: p.id, Process: raw, Streams: names,
+			ContainerId: p.opts.Container, ExecId: p.opts.Exec, Process: raw, Streams: names,
 		})
 		return err
 	})
 	if err == nil {
-		s.watch(p)
+		p.Watch()
 	}
 	return err
 }
 
-// setSize gives a terminal the size that the process's spec names.
-func setSize(names *agentv1.Streams, p *specs.Process) {
-	if names.Terminal && p.ConsoleSize != nil {
-		names.Columns, names.Rows = uint32(p.ConsoleSize.Width), uint32(p.ConsoleSize.Height)
-	}
-}
-
-// openStreams connects the process's standard streams to the guest and starts to
-// copy them.
-func (p *Process) openStreams(ctx context.Context) (*agentv1.Streams, error) {
-	g := p.container.sandbox.guest
+// OpenStreams connects the process's standard streams to the guest and starts to
+// copy them. It returns what the guest is told of them: a terminal has the size that
+// the process's spec names.
+func (p *Process) OpenStreams(ctx context.Context, spec *specs.Process) (*agentv1.Streams, error) {
+	g := p.sandbox.Guest
 	ctx, cancel := g.Request(ctx)
 	defer cancel()
-	st, names, err := streams.Connect(ctx, g.Dial, p.stdio)
+	st, names, err := streams.Connect(ctx, g.Dial, p.opts.Stdio)
 	if err != nil {
 		return nil, err
 	}
 	p.mu.Lock()
 	p.streams = st
 	p.mu.Unlock()
+	if names.Terminal && spec.ConsoleSize != nil {
+		names.Columns, names.Rows = uint32(spec.ConsoleSize.Width), uint32(spec.ConsoleSize.Height)
+	}
 	return names, nil
 }
 
@@ -184,35 +227,46 @@ func (p *Process) opened() *streams.Set {
 	return p.streams
 }
 
-// closeStreams closes the process's streams, connected or not.
-func (p *Process) closeStreams() {
+// CloseStreams closes the process's streams, connected or not.
+func (p *Process) CloseStreams() {
 	p.opened().Close()
-	p.stdio.Close()
+	p.opts.Stdio.Close()
+}
+
+// Watch begins to wait for the exit of a process that the guest knows, or that runs
+// nothing. It is called once.
+func (p *Process) Watch() {
+	wait := p.awaitExit
+	if p.opts.Holds {
+		wait = p.hold
+	}
+	if !p.sandbox.Spawn(wait) {
+		p.lose()
+	}
 }
 
 // awaitExit waits for the guest to tell of the exit, or for the VM's end, then
 // for the output, and publishes the exit.
 func (p *Process) awaitExit(ctx context.Context) {
-	s := p.container.sandbox
 	var resp *agentv1.WaitProcessResponse
-	a, err := s.guest.Agent()
+	a, err := p.sandbox.Guest.Agent()
 	if err == nil {
-		resp, err = a.WaitProcess(ctx, &agentv1.WaitProcessRequest{ContainerId: p.container.id, ExecId: p.id})
+		resp, err = a.WaitProcess(ctx, &agentv1.WaitProcessRequest{ContainerId: p.opts.Container, ExecId: p.opts.Exec})
 	}
 	if err == nil {
 		err = resp.Validate()
 	}
 	if err == nil {
 		close(p.answered)
-		p.opened().Deliver(resp.StdoutBytes, resp.StderrBytes, s.config.Runtime.DrainTimeout.Duration)
-		if p.id == "" {
-			p.container.report()
+		p.opened().Deliver(resp.StdoutBytes, resp.StderrBytes, p.sandbox.DrainTimeout)
+		if p.opts.Exec == "" {
+			p.opts.OnExit(resp.Oom)
 		}
 		p.setExited(Exit{Status: resp.ExitStatus, At: between(p.created, time.Unix(0, resp.ExitedAtNs), time.Now())})
 		return
 	}
-	if s.guest.Lost(err) {
-		<-s.guest.Dead()
+	if p.sandbox.Guest.Lost(err) {
+		<-p.sandbox.Guest.Dead()
 		p.lose()
 		return
 	}
@@ -220,12 +274,12 @@ func (p *Process) awaitExit(ctx context.Context) {
 	grace := time.NewTimer(guest.LostAgentGrace)
 	defer grace.Stop()
 	select {
-	case <-s.guest.Dead():
+	case <-p.sandbox.Guest.Dead():
 		p.lose()
 		return
 	case <-grace.C:
 	}
-	s.log.Error("wait for a process", "container", p.container.id, "exec", p.id, "err", refusal.New(err))
+	p.sandbox.Log.Error("wait for a process", "container", p.opts.Container, "exec", p.opts.Exec, "err", refusal.New(err))
 	p.end(exitUnknown)
 }
 
@@ -233,9 +287,9 @@ func (p *Process) awaitExit(ctx context.Context) {
 var ending = []unix.Signal{unix.SIGKILL, unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGHUP, unix.SIGABRT}
 
 // hold waits for the end of a process that does not run.
-func (p *Process) hold() {
+func (p *Process) hold(context.Context) {
 	select {
-	case <-p.container.sandbox.guest.Dead():
+	case <-p.sandbox.Guest.Dead():
 		p.lose()
 	case signal := <-p.killed:
 		p.end(128 + signal)
@@ -248,7 +302,7 @@ func (p *Process) lose() { p.end(exitKilled) }
 // end ends a process of which the guest will tell nothing more.
 func (p *Process) end(status uint32) {
 	close(p.answered)
-	p.closeStreams()
+	p.CloseStreams()
 	p.setExited(Exit{Status: status, At: time.Now()})
 }
 
@@ -290,11 +344,10 @@ func (p *Process) Kill(ctx context.Context, signal uint32, all bool) error {
 	if state == Stopped || state == Deleted {
 		return fmt.Errorf("kill %s: process already finished: %w", p.name(), errdefs.ErrNotFound)
 	}
-	if state == Created && p.id != "" {
+	if state == Created && p.opts.Exec != "" {
 		return fmt.Errorf("kill %s: it has not been started: %w", p.name(), errdefs.ErrNotFound)
 	}
-	s := p.container.sandbox
-	if p.killed != nil {
+	if p.opts.Holds {
 		if slices.Contains(ending, unix.Signal(signal)) {
 			select {
 			case p.killed <- signal:
@@ -303,18 +356,18 @@ func (p *Process) Kill(ctx context.Context, signal uint32, all bool) error {
 		}
 		return nil
 	}
-	final := p.id == "" && signal == uint32(unix.SIGKILL)
+	final := p.opts.Exec == "" && signal == uint32(unix.SIGKILL)
 	if final {
-		s.expectExit(p)
+		p.expectExit()
 	}
-	err := s.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+	err := p.sandbox.Guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 		_, err := a.SignalProcess(ctx, &agentv1.SignalProcessRequest{
-			ContainerId: p.container.id, ExecId: p.id, Signal: signal, All: all && p.id == "",
+			ContainerId: p.opts.Container, ExecId: p.opts.Exec, Signal: signal, All: all && p.opts.Exec == "",
 		})
 		return err
 	})
 	if final && err != nil && !errdefs.IsNotFound(err) {
-		s.log.Warn("the guest did not kill when told", "container", p.container.id, "err", err)
+		p.sandbox.Log.Warn("the guest did not kill when told", "container", p.opts.Container, "err", err)
 		return nil // then it ends with the guest
 	}
 	if err != nil {
@@ -323,22 +376,40 @@ func (p *Process) Kill(ctx context.Context, signal uint32, all bool) error {
 	return nil
 }
 
+// expectExit ends the VM where the guest does not tell in time of the exit of a
+// process that was killed: deletion completes, whatever the guest does.
+func (p *Process) expectExit() {
+	patience := p.sandbox.StopTimeout + p.sandbox.DrainTimeout
+	p.expected.Do(func() {
+		p.sandbox.Spawn(func(context.Context) {
+			timer := time.NewTimer(patience)
+			defer timer.Stop()
+			select {
+			case <-p.answered:
+			case <-p.sandbox.Guest.Dead():
+			case <-timer.C:
+				p.sandbox.Guest.Fail(fmt.Errorf("%s did not end within %s of a SIGKILL: the guest hangs", p.name(), patience))
+			}
+		})
+	})
+}
+
 // Resize sets the size of the process's terminal in character cells.
 func (p *Process) Resize(ctx context.Context, columns, rows uint32) error {
-	if !p.stdio.Terminal {
+	if !p.opts.Stdio.Terminal {
 		return fmt.Errorf("resize %s: it has no terminal: %w", p.name(), errdefs.ErrFailedPrecondition)
 	}
 	p.mu.Lock()
-	if p.state == Created && p.id != "" && !p.starting {
+	if p.state == Created && p.opts.Exec != "" && !p.starting {
 		// The size is remembered and goes with the start.
 		p.spec.ConsoleSize = &specs.Box{Width: uint(columns), Height: uint(rows)}
 		p.mu.Unlock()
 		return nil
 	}
 	p.mu.Unlock()
-	err := p.container.sandbox.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+	err := p.sandbox.Guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
 		_, err := a.ResizeTTY(ctx, &agentv1.ResizeTTYRequest{
-			ContainerId: p.container.id, ExecId: p.id, Columns: columns, Rows: rows,
+			ContainerId: p.opts.Container, ExecId: p.opts.Exec, Columns: columns, Rows: rows,
 		})
 		return err
 	})
@@ -351,29 +422,29 @@ func (p *Process) Resize(ctx context.Context, columns, rows uint32) error {
 // Delete forgets an exec. It is FailedPrecondition while the process runs, and
 // for an init, which goes with its container.
 func (p *Process) Delete(ctx context.Context) (Exit, error) {
-	if p.id == "" {
+	if p.opts.Exec == "" {
 		return Exit{}, fmt.Errorf("delete %s: an init is deleted with its container: %w", p.name(), errdefs.ErrFailedPrecondition)
 	}
 	started := p.State() != Created
-	exit, err := p.retire()
+	exit, err := p.Retire()
 	if err != nil {
 		return Exit{}, err
 	}
-	p.container.forget(p.id)
+	p.opts.OnDelete()
 	if started {
-		err = p.container.sandbox.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
-			_, err := a.RemoveContainer(ctx, &agentv1.RemoveContainerRequest{ContainerId: p.container.id, ExecId: p.id})
+		err = p.sandbox.Guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+			_, err := a.RemoveContainer(ctx, &agentv1.RemoveContainerRequest{ContainerId: p.opts.Container, ExecId: p.opts.Exec})
 			return err
 		})
-		if err != nil && !errdefs.IsNotFound(err) && !p.container.sandbox.guest.Lost(err) {
-			p.container.sandbox.log.Warn("forget an exec in the guest", "container", p.container.id, "exec", p.id, "err", err)
+		if err != nil && !errdefs.IsNotFound(err) && !p.sandbox.Guest.Lost(err) {
+			p.sandbox.Log.Warn("forget an exec in the guest", "container", p.opts.Container, "exec", p.opts.Exec, "err", err)
 		}
 	}
 	return exit, nil
 }
 
-// retire moves the process to Deleted and closes its streams.
-func (p *Process) retire() (Exit, error) {
+// Retire moves the process to Deleted and closes its streams.
+func (p *Process) Retire() (Exit, error) {
 	p.mu.Lock()
 	next, err := move(p.name(), p.state, Deleted)
 	if err == nil && p.starting {
@@ -386,6 +457,6 @@ func (p *Process) retire() (Exit, error) {
 	p.state = next
 	exit := p.exit
 	p.mu.Unlock()
-	p.closeStreams()
+	p.CloseStreams()
 	return exit, nil
 }

@@ -1,4 +1,4 @@
-package virtcontainers
+package process
 
 import (
 	"slices"
@@ -9,11 +9,12 @@ import (
 )
 
 // The table of the doc comment, said once more and walked whole.
-func TestProcessStates(t *testing.T) {
-	all := []ProcessState{Created, Running, Stopped, Deleted}
-	allowed := map[ProcessState][]ProcessState{
+func TestStates(t *testing.T) {
+	all := []State{Created, Running, Paused, Stopped, Deleted}
+	allowed := map[State][]State{
 		Created: {Running, Stopped, Deleted},
-		Running: {Stopped},
+		Running: {Paused, Stopped},
+		Paused:  {Running, Stopped},
 		Stopped: {Deleted},
 	}
 	for _, from := range all {

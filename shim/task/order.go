@@ -1,19 +1,14 @@
-package shim
+package task
 
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
-	api "github.com/containerd/containerd/api/runtime/task/v3"
-	taskapi "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/husk-containers/husk/shim/pod"
-	"github.com/husk-containers/husk/shim/stdio"
 	"github.com/husk-containers/husk/virtcontainers"
 )
 
@@ -22,88 +17,9 @@ import (
 // hold it back for ever.
 const execGrace = 5 * time.Second
 
-// A task is a container as containerd sees it.
-//
-// What is told of a process comes in this order, whatever the races: its start
-// before its exit, and the exits of execs before that of the task. So the exit of
-// a process is held back until it was told of its start, and to clients the
-// process runs until its exit was told.
-type task struct {
-	id, bundle string
-	place      pod.Place
-	container  container
-	init       *process
-	// deleted is closed when a Delete has ended.
-	deleted chan struct{}
-
-	mu sync.Mutex
-	// execs by id; nil while one is being added.
-	execs map[string]*process
-	// ended is set when the init has exited: no exec is started any more.
-	ended bool
-}
-
-// A process is a task's init or one of its execs.
-type process struct {
-	initProcess
-	exec    execProcess // nil for an init
-	id      string      // the exec id, empty for an init
-	pid     uint32
-	uris    stdio.URIs
-	streams *stdio.Streams
-
-	// told is closed when the exit was told, or never will be.
-	told chan struct{}
-
-	mu sync.Mutex
-	// starting is open while the process is being started and its start has not
-	// been told; nil before.
-	starting chan struct{}
-	// failed is set for an exec that could not be started, or not in time.
-	failed bool
-}
-
-// process returns the init, or with an exec id that exec, or NotFound.
-func (t *task) process(execID string) (*process, error) {
-	if execID == "" {
-		return t.init, nil
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if p := t.execs[execID]; p != nil {
-		return p, nil
-	}
-	return nil, fmt.Errorf("exec %q of task %q: %w", execID, t.id, errdefs.ErrNotFound)
-}
-
-// reserve takes an exec's id for one that is being added.
-func (t *task) reserve(execID string) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if _, ok := t.execs[execID]; ok {
-		return fmt.Errorf("exec %q of task %q: %w", execID, t.id, errdefs.ErrAlreadyExists)
-	}
-	t.execs[execID] = nil
-	return nil
-}
-
-// set puts an exec in the place of its reservation; nil gives that back.
-func (t *task) set(execID string, p *process) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if p == nil {
-		delete(t.execs, execID)
-		return
-	}
-	if t.ended {
-		p.abandon(true)
-	}
-	t.execs[execID] = p
-}
-
 // begin marks a process as being started. It is FailedPrecondition where it was
 // before, and for an exec once the task has ended.
-func (t *task) begin(p *process) error {
+func (t *Task) begin(p *process) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p.mu.Lock()
@@ -118,15 +34,8 @@ func (t *task) begin(p *process) error {
 	return nil
 }
 
-func (t *task) name(p *process) string {
-	if p.exec == nil {
-		return fmt.Sprintf("task %q", t.id)
-	}
-	return fmt.Sprintf("exec %q of task %q", p.id, t.id)
-}
-
 // start starts a process and tells of it.
-func (s *Service) start(ctx context.Context, t *task, p *process) error {
+func (t *Task) start(ctx context.Context, p *process) error {
 	if err := t.begin(p); err != nil {
 		return err
 	}
@@ -137,11 +46,11 @@ func (s *Service) start(ctx context.Context, t *task, p *process) error {
 	}
 	switch {
 	case p.exec == nil && err == nil:
-		s.events.Publish(&events.TaskStart{ContainerID: t.id, Pid: p.pid})
+		t.shim.Publish(&events.TaskStart{ContainerID: t.id, Pid: p.pid})
 	case p.exec == nil: // watchInit tells whether it exited over it
 	case err == nil:
-		s.events.Publish(&events.TaskExecStarted{ContainerID: t.id, ExecID: p.id, Pid: p.pid})
-		if !s.watch(func() { s.watchExec(t, p) }) {
+		t.shim.Publish(&events.TaskExecStarted{ContainerID: t.id, ExecID: p.id, Pid: p.pid})
+		if !t.shim.Watch(func() { t.watchExec(p) }) {
 			close(p.told)
 		}
 	default:
@@ -154,18 +63,18 @@ func (s *Service) start(ctx context.Context, t *task, p *process) error {
 }
 
 // watchExec tells of the exit of an exec that was started.
-func (s *Service) watchExec(t *task, p *process) {
+func (t *Task) watchExec(p *process) {
 	defer close(p.told)
-	if s.awaitExit(p) {
+	if t.awaitExit(p) {
 		p.streams.Drain()
-		s.tell(t, p)
+		t.tell(p)
 	}
 }
 
 // watchInit tells of the exit of a task, after its start and its execs' exits.
-func (s *Service) watchInit(t *task) {
+func (t *Task) watchInit() {
 	defer close(t.init.told)
-	if !s.awaitExit(t.init) {
+	if !t.awaitExit(t.init) {
 		return
 	}
 	t.init.streams.Drain()
@@ -178,16 +87,16 @@ func (s *Service) watchInit(t *task) {
 			timer.Reset(0)
 		}
 	}
-	s.tell(t, t.init)
+	t.tell(t.init)
 }
 
 // awaitExit waits for a process to exit. It is false where the sandbox was
 // stopped and the process was deleted before.
-func (s *Service) awaitExit(p *process) bool {
+func (t *Task) awaitExit(p *process) bool {
 	select {
 	case <-p.Exited():
 		return true
-	case <-s.done:
+	case <-t.shim.Done:
 	}
 	select {
 	case <-p.Exited():
@@ -199,7 +108,7 @@ func (s *Service) awaitExit(p *process) bool {
 
 // end marks the task as ended and returns what its exit has to wait for. Who waits
 // for an exec that was not started waits no more.
-func (t *task) end() (wait []<-chan struct{}) {
+func (t *Task) end() (wait []<-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.ended = true
@@ -218,15 +127,25 @@ func (t *task) end() (wait []<-chan struct{}) {
 	return wait
 }
 
-func (s *Service) tell(t *task, p *process) {
+func (t *Task) tell(p *process) {
 	exit := p.Exit()
 	id := p.id
 	if p.exec == nil {
+		t.TellOOM()
 		id = t.id
 	}
-	s.events.Publish(&events.TaskExit{
+	t.shim.Publish(&events.TaskExit{
 		ContainerID: t.id, ID: id, Pid: p.pid, ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.At),
 	})
+}
+
+// TellOOM tells that the container ran out of memory, where it did and nobody was told.
+func (t *Task) TellOOM() {
+	t.telling.Lock() // what another has taken is told when this returns
+	defer t.telling.Unlock()
+	if t.container.TakeOOM() {
+		t.shim.Publish(&events.TaskOOM{ContainerID: t.id})
+	}
 }
 
 // abandon ends the waiting for an exec that is not started and will not be: it has
@@ -269,7 +188,7 @@ func (p *process) state() virtcontainers.ProcessState {
 
 // deletedBefore makes an error of a Delete's that came second: once the first has
 // ended, since clients take the task's bundle away then, it is NotFound.
-func (t *task) deletedBefore(ctx context.Context, p *process, err error) error {
+func (t *Task) deletedBefore(ctx context.Context, p *process, err error) error {
 	if p.State() != virtcontainers.Deleted {
 		return err
 	}
@@ -292,15 +211,4 @@ func (p *process) exit() virtcontainers.Exit {
 		return virtcontainers.Exit{Status: 255}
 	}
 	return p.Exit()
-}
-
-// sandboxPids lists the one process of a container that runs nothing: the VM's
-// monitor, until the task has exited. containerd takes a task without processes for
-// one that was left behind, and removes it when it starts.
-func (t *task) sandboxPids() *api.PidsResponse {
-	resp := &api.PidsResponse{}
-	if t.init.state() != virtcontainers.Stopped {
-		resp.Processes = []*taskapi.ProcessInfo{{Pid: t.init.pid}}
-	}
-	return resp
 }
