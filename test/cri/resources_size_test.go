@@ -106,7 +106,7 @@ func TestSizeByAnnotations(t *testing.T) {
 	each(t, setup{husk: true}, func(e *env) {
 		const vcpus, memory, kernel = "io.husk.default_vcpus", "io.husk.default_memory_mib", "io.husk.kernel_params"
 		e.refused(e.podConfig("none", annotated(vcpus, "2")), vcpus, "allowed_annotations")
-		e.configure(daemon.Settings{"runtime": {"allowed_annotations": []string{vcpus, memory, "io.husk.log_level"}}})
+		e.configure(daemon.Settings{"runtime": {"allowed_annotations": []string{vcpus, memory, "io.husk.max_vcpus"}}})
 		for name, tt := range map[string]struct {
 			key, value string
 			words      []string
