@@ -77,6 +77,7 @@ func Run(ctx context.Context, path string, explicit bool, backend func(config.Hy
 		forward(cfg.Network.PortForward, hostcheck.NFTablesUsable),
 		passt(cfg.Network, func(path string) error { return passtStarts(ctx, path) }),
 		hostCgroups(),
+		inotify(instancesPath),
 	)
 }
 

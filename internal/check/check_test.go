@@ -57,7 +57,7 @@ passt = "DIR/passt"
 func independent(results []Result) []Result {
 	var kept []Result
 	for _, r := range results {
-		if !slices.Contains([]string{"tun", "vhost-net", "nftables", "cgroups"}, r.Name) {
+		if !slices.Contains([]string{"tun", "vhost-net", "nftables", "cgroups", "inotify"}, r.Name) {
 			kept = append(kept, r)
 		}
 	}

@@ -136,7 +136,7 @@ func (g *Guest) supervise(vm hypervisor.VM) {
 		}
 	}
 	if cause := vm.Err(); cause != nil {
-		g.Fail(cause) // of no effect where the end was asked for
+		g.Fail(g.opts.OnEnd(cause)) // of no effect where the end was asked for
 	}
 	close(g.dead)
 }

@@ -28,6 +28,9 @@ type Options struct {
 	// OnEvent is called for each valid event of the guest, one at a time; it does
 	// not block.
 	OnEvent func(*agentv1.Event)
+	// OnEnd is called when a VM has ended that nobody stopped, before Dead is closed,
+	// and returns the cause as it is to be told.
+	OnEnd func(cause error) error
 	// BootTimeout, RequestTimeout and StopTimeout are the configuration's.
 	BootTimeout, RequestTimeout, StopTimeout time.Duration
 	// Began is when the work for the guest began.
