@@ -11,10 +11,10 @@ import (
 )
 
 // killedByOOM wants a container's end to be told as that of one which had too little
-// memory, within the limit, and by events in their order.
-func (ev *events) killedByOOM(limit time.Duration, c *container) {
+// memory, and by events in their order.
+func (ev *events) killedByOOM(c *container) {
 	ev.e.Helper()
-	ev.e.within(limit, "the end by lack of memory is told", func(context.Context) error {
+	ev.e.within(time.Minute, "the end by lack of memory is told", func(context.Context) error {
 		if s := c.status(); s.State != runtime.ContainerState_CONTAINER_EXITED || s.ExitCode != 137 || s.Reason != "OOMKilled" {
 			return fmt.Errorf("container is %v, exit code %d, reason %q", s.State, s.ExitCode, s.Reason)
 		}
@@ -35,7 +35,7 @@ func TestOOMOfAContainer(t *testing.T) {
 		p := e.run("oom", asks(0, 384))
 		sibling := p.start("sibling", idle, e.hog(), limits(0, 64))
 		first := p.start("first", "exec /hog memory 100", e.hog(), limits(0, 32))
-		ev.killedByOOM(callTimeout, first)
+		ev.killedByOOM(first)
 
 		// The container goes on without the process that was too large.
 		child := p.start("child", "/hog memory 100; echo ended with $?; "+idle, e.hog(), limits(0, 32))
@@ -67,7 +67,7 @@ func TestOOMOfTheWholeGuest(t *testing.T) {
 		p := e.run("guest")
 		sibling := p.start("sibling", idle)
 		hog := p.start("hog", "exec /hog memory 0", e.hog())
-		ev.killedByOOM(callTimeout, hog)
+		ev.killedByOOM(hog)
 		sibling.running()
 		sibling.want("echo here", "here")
 		if got := ev.of(sibling); slices.Contains(got, "oom") {
@@ -101,8 +101,8 @@ func TestOOMOfTheMachineOnTheHost(t *testing.T) {
 		other := e.run("other")
 		a := p.start("a", idle)
 		hog := p.start("hog", "exec /hog memory 900", e.hog())
-		ev.killedByOOM(callTimeout, hog)
-		ev.killedByOOM(callTimeout, a)
+		ev.killedByOOM(hog)
+		ev.killedByOOM(a)
 		e.within(callTimeout, "the pod's end is told", func(context.Context) error {
 			if s := p.status(); s.State != runtime.PodSandboxState_SANDBOX_NOTREADY {
 				return fmt.Errorf("pod is %v", s.State)
