@@ -90,7 +90,7 @@ func TestLimitsThatAGuestCannotHaveAreRefused(t *testing.T) {
 		if e.generation.Name != "2.4" && !*longFlag {
 			e.Skip("containerd passes specs on as they are; -long runs it")
 		}
-		for field, edit := range map[string]func(*specs.LinuxResources){
+		for words, edit := range map[string]func(*specs.LinuxResources){
 			"memory.swappiness":       memory(specs.LinuxMemory{Swappiness: ptr[uint64](10)}),
 			"memory.disableOOMKiller": memory(specs.LinuxMemory{DisableOOMKiller: ptr(true)}),
 			"memory.kernel":           memory(specs.LinuxMemory{Kernel: ptr[int64](64 * mib)}),
@@ -101,23 +101,24 @@ func TestLimitsThatAGuestCannotHaveAreRefused(t *testing.T) {
 			"rdma": func(r *specs.LinuxResources) {
 				r.Rdma = map[string]specs.LinuxRdma{"mlx5_0": {HcaHandles: ptr[uint32](1)}}
 			},
-			"blockIO.throttleReadBpsDevice": func(r *specs.LinuxResources) {
+			"blockIO, throttleReadBpsDevice": func(r *specs.LinuxResources) {
 				r.BlockIO = &specs.LinuxBlockIO{ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{throttle}}
 			},
-			"blockIO.throttleWriteIOPSDevice": func(r *specs.LinuxResources) {
+			"blockIO, throttleWriteIOPSDevice": func(r *specs.LinuxResources) {
 				r.BlockIO = &specs.LinuxBlockIO{ThrottleWriteIOPSDevice: []specs.LinuxThrottleDevice{throttle}}
 			},
-			"blockIO.weightDevice": func(r *specs.LinuxResources) {
+			"blockIO, weightDevice": func(r *specs.LinuxResources) {
 				r.BlockIO = &specs.LinuxBlockIO{WeightDevice: []specs.LinuxWeightDevice{weight}}
 			},
-			"unified": func(r *specs.LinuxResources) { r.Unified = map[string]string{"../../cgroup.procs": "1"} },
+			"cgroup.procs": func(r *specs.LinuxResources) { r.Unified = map[string]string{"../../cgroup.procs": "1"} },
 		} {
+			field, _, _ := strings.Cut(words, ",")
 			r := e.runSpec("echo ran", func(s *specs.Spec) { edit(s.Linux.Resources) })
 			if r.code == 0 || r.stdout != "" || len(lines(r.stderr)) != 1 || !strings.Contains(r.stderr, field) {
-				e.Errorf("%s: %v, want one line that names it", field, r)
+				e.Errorf("%s: %v, want one line that names it", words, r)
 			}
 			if processes, err := e.d.Processes(); err != nil || slices.ContainsFunc(processes, func(p daemon.Process) bool { return strings.HasPrefix(p.Name, "qemu") }) {
-				e.Errorf("%s: after the refusal there are %v, %v", field, processes, err)
+				e.Errorf("%s: after the refusal there are %v, %v", words, processes, err)
 			}
 		}
 	})
