@@ -70,6 +70,16 @@ type Platform interface {
 	UnmountStorage(ctx context.Context, target string) error
 	// MakeDevice makes d.Node. NotFound where the machine has no such device.
 	MakeDevice(d agentv1.Device) error
+	// SetPidsMax bounds the processes and threads of all containers together; 0: by
+	// what the kernel bears.
+	SetPidsMax(n uint64) error
+	// Interfaces tells what went through each interface but loopback. It does not
+	// block.
+	Interfaces() ([]*agentv1.InterfaceStats, error)
+	// Online takes CPUs into and out of use until so many are in use, waits until
+	// the machine has so many bytes of memory, 0 asking for nothing, and tells what
+	// is in use then. Where ctx is about to end it tells what there is.
+	Online(ctx context.Context, cpus int, memoryBytes uint64) (int, uint64, error)
 	// Sync writes what is cached to the disks, and gives up after timeout.
 	Sync(timeout time.Duration)
 }

@@ -351,7 +351,7 @@ func TestSandbox(t *testing.T) {
 		t.Fatal(hello, err)
 	}
 	request := &agentv1.ConfigureRequest{
-		SandboxId: "s", Hostname: "pod", ClockNs: 5, Entropy: make([]byte, 8),
+		SandboxId: "s", Hostname: "pod", ClockNs: 5, Entropy: make([]byte, 8), PidsMax: 77,
 		Sysctls:  []*agentv1.Sysctl{{Key: "a.b", Value: "1"}},
 		Storages: []*agentv1.Storage{{Kind: agentv1.Storage_KIND_VIRTIOFS, Source: "husk", Target: "/run/husk/share"}},
 	}
@@ -372,7 +372,7 @@ func TestSandbox(t *testing.T) {
 	if err := g.serveErr(); err != nil {
 		t.Errorf("Serve: %v", err)
 	}
-	want := []string{"clock 5", `hostname "pod"`, "entropy 8", "sysctl a.b=1", "mount husk on /run/husk/share readonly=false", "shm /run/husk/shm 67108864", "clock 6", "sync"}
+	want := []string{"clock 5", `hostname "pod"`, "entropy 8", "sysctl a.b=1", "mount husk on /run/husk/share readonly=false", "shm /run/husk/shm 67108864", "pids max 77", "clock 6", "sync"}
 	if diff := cmp.Diff(want, g.platform.Calls()); diff != "" {
 		t.Error(diff)
 	}

@@ -10,18 +10,19 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/husk-containers/husk/agent/container"
+	"github.com/husk-containers/husk/agent/lifecycle"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
 // CreateContainer implements agentv1.AgentService.
 func (a service) CreateContainer(ctx context.Context, r *agentv1.CreateContainerRequest) (*agentv1.CreateContainerResponse, error) {
 	id := r.GetContainerId()
-	spec, err := decodeSpec(id, r.GetSpec(), r.GetStreams().GetTerminal())
+	spec, err := container.DecodeSpec(id, r.GetSpec(), r.GetStreams().GetTerminal())
 	if err != nil {
 		return nil, fmt.Errorf("create container %q: %w", id, err)
 	}
-	c := &guestContainer{id: id, ownPID: hasOwnPID(spec), execs: make(map[string]*process)}
-	c.init = &process{container: c, state: creating}
+	c := &guestContainer{id: id, ownPID: container.HasOwnPID(spec), execs: make(map[string]*process)}
+	c.init = &process{container: c, state: lifecycle.Creating}
 	a.mu.Lock()
 	taken := a.containers[id] != nil
 	if !taken {
@@ -36,7 +37,7 @@ func (a service) CreateContainer(ctx context.Context, r *agentv1.CreateContainer
 			return nil, fmt.Errorf("create container %q: %w", id, err)
 		}
 		return a.opts.Runtime.Create(ctx, id, spec, r.GetFileSystems(), stdio)
-	}, made)
+	}, lifecycle.Made)
 	if err != nil {
 		a.mu.Lock()
 		delete(a.containers, id)
@@ -48,14 +49,14 @@ func (a service) CreateContainer(ctx context.Context, r *agentv1.CreateContainer
 
 // StartContainer implements agentv1.AgentService.
 func (a service) StartContainer(ctx context.Context, r *agentv1.StartContainerRequest) (*agentv1.StartContainerResponse, error) {
-	p, err := a.begin(r.GetContainerId(), "", start)
+	p, err := a.begin(r.GetContainerId(), "", lifecycle.Start)
 	if err != nil {
 		return nil, err
 	}
 	err = a.opts.Runtime.Start(ctx, r.GetContainerId())
-	outcome := started
+	outcome := lifecycle.Started
 	if err != nil {
-		outcome = failed
+		outcome = lifecycle.Failed
 	}
 	a.mu.Lock()
 	merr := p.move(outcome)
@@ -67,7 +68,7 @@ func (a service) StartContainer(ctx context.Context, r *agentv1.StartContainerRe
 }
 
 // begin finds a process and moves it on.
-func (a *Agent) begin(containerID, execID string, e event) (*process, error) {
+func (a *Agent) begin(containerID, execID string, e lifecycle.Event) (*process, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p, err := a.find(containerID, execID)
@@ -80,7 +81,7 @@ func (a *Agent) begin(containerID, execID string, e event) (*process, error) {
 // ExecProcess implements agentv1.AgentService.
 func (a service) ExecProcess(ctx context.Context, r *agentv1.ExecProcessRequest) (*agentv1.ExecProcessResponse, error) {
 	id, execID := r.GetContainerId(), r.GetExecId()
-	spec, err := decodeProcess(r.GetProcess(), r.GetStreams().GetTerminal())
+	process, err := container.DecodeProcess(r.GetProcess(), r.GetStreams().GetTerminal())
 	if err != nil {
 		return nil, fmt.Errorf("exec %q in container %q: %w", execID, id, err)
 	}
@@ -88,9 +89,10 @@ func (a service) ExecProcess(ctx context.Context, r *agentv1.ExecProcessRequest)
 	if err != nil {
 		return nil, err
 	}
+	defer p.container.launches.add(-1)
 	err = a.launch(p, r.GetStreams(), func(stdio container.Stdio) (*container.Process, error) {
-		return a.opts.Runtime.Exec(ctx, id, execID, spec, stdio)
-	}, made, start, started)
+		return a.opts.Runtime.Exec(ctx, id, execID, process, stdio)
+	}, lifecycle.Made, lifecycle.Start, lifecycle.Started)
 	if err != nil {
 		a.mu.Lock()
 		delete(p.container.execs, execID)
@@ -100,7 +102,8 @@ func (a service) ExecProcess(ctx context.Context, r *agentv1.ExecProcessRequest)
 	return &agentv1.ExecProcessResponse{Pid: uint32(p.PID())}, nil
 }
 
-// addExec adds an exec, still to be made, to a running container.
+// addExec adds an exec, still to be made, to a running container. It is counted in
+// launches.
 func (a *Agent) addExec(id, execID string) (*process, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -108,14 +111,15 @@ func (a *Agent) addExec(id, execID string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{container: init.container, execID: execID, state: creating}
-	if init.state != running {
+	p := &process{container: init.container, execID: execID, state: lifecycle.Creating}
+	if init.state != lifecycle.Running {
 		return nil, fmt.Errorf("%s: the container is %s: %w", p, init.state, errdefs.ErrFailedPrecondition)
 	}
 	if p.container.execs[execID] != nil {
 		return nil, fmt.Errorf("%s: %w", p, errdefs.ErrAlreadyExists)
 	}
 	p.container.execs[execID] = p
+	p.container.launches.add(1)
 	return p, nil
 }
 
@@ -168,7 +172,7 @@ func (a service) ResizeTTY(_ context.Context, r *agentv1.ResizeTTYRequest) (*age
 // RemoveContainer implements agentv1.AgentService.
 func (a service) RemoveContainer(ctx context.Context, r *agentv1.RemoveContainerRequest) (*agentv1.RemoveContainerResponse, error) {
 	id, execID := r.GetContainerId(), r.GetExecId()
-	p, err := a.begin(id, execID, remove)
+	p, err := a.begin(id, execID, lifecycle.Remove)
 	if err != nil {
 		return nil, err
 	}
@@ -181,7 +185,7 @@ func (a service) RemoveContainer(ctx context.Context, r *agentv1.RemoveContainer
 	defer a.mu.Unlock()
 	switch {
 	case err != nil:
-		return nil, errors.Join(err, p.move(kept))
+		return nil, errors.Join(err, p.move(lifecycle.Kept))
 	case execID != "":
 		delete(p.container.execs, execID)
 	default:
@@ -229,7 +233,7 @@ func (p *process) discard(ctx context.Context) error {
 func (a *Agent) InitPID(id string) (int, error) {
 	a.mu.Lock()
 	p, err := a.find(id, "")
-	if err == nil && p.state != running {
+	if err == nil && p.state != lifecycle.Running {
 		err = fmt.Errorf("the container is %s: %w", p.state, errdefs.ErrFailedPrecondition)
 	}
 	a.mu.Unlock()
@@ -255,7 +259,7 @@ func (a service) ListProcesses(ctx context.Context, r *agentv1.ListProcessesRequ
 	execs := make(map[int]string)
 	a.mu.Lock()
 	for execID, e := range p.container.execs {
-		if e.state == running {
+		if e.state == lifecycle.Running {
 			execs[e.PID()] = execID
 		}
 	}

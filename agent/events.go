@@ -75,6 +75,11 @@ func (a *Agent) checkOOM(containerID string) {
 		return
 	}
 	slog.Info("out of memory", "container", containerID)
+	a.mu.Lock()
+	if c := a.containers[containerID]; c != nil {
+		c.ooms++
+	}
+	a.mu.Unlock()
 	a.events.publish(&agentv1.Event{Event: &agentv1.Event_Oom{Oom: &agentv1.OOMEvent{ContainerId: containerID}}})
 }
 

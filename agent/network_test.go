@@ -28,7 +28,7 @@ func TestNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	// An interface has its name before a sysctl speaks of it.
-	want := []string{"clock 5", `network ["eth0"]`, "sysctl net/ipv4/conf/eth0/forwarding=1", "shm /run/husk/shm 1048576"}
+	want := []string{"clock 5", `network ["eth0"]`, "sysctl net/ipv4/conf/eth0/forwarding=1", "shm /run/husk/shm 1048576", "pids max 0"}
 	if diff := cmp.Diff(want, g.platform.Calls()); diff != "" {
 		t.Error(diff)
 	}

@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"syscall"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/husk-containers/husk/agent/container"
+	"github.com/husk-containers/husk/agent/lifecycle"
 	"github.com/husk-containers/husk/agent/stream"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
@@ -21,13 +23,18 @@ type guestContainer struct {
 	ownPID bool
 	init   *process
 	execs  map[string]*process // under Agent.mu
+
+	ooms uint64 // OOM events of it that were published; under Agent.mu
+
+	launches launches
+	updating sync.Mutex
 }
 
 // A process is the first process of a container, or an exec.
 type process struct {
 	container *guestContainer
-	execID    string // empty: the first
-	state     state  // under Agent.mu
+	execID    string          // empty: the first
+	state     lifecycle.State // under Agent.mu
 
 	// What is below is there from the state created on.
 	*container.Process
@@ -46,8 +53,8 @@ func (p *process) String() string {
 }
 
 // move moves p on. The caller holds Agent.mu.
-func (p *process) move(e event) error {
-	s, err := next(p.state, e)
+func (p *process) move(e lifecycle.Event) error {
+	s, err := lifecycle.Next(p.state, e)
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
 	}
@@ -67,7 +74,7 @@ func (a *Agent) find(containerID, execID string) (*process, error) {
 			return nil, fmt.Errorf("exec %q in container %q: %w", execID, containerID, errdefs.ErrNotFound)
 		}
 	}
-	if p.state == creating {
+	if p.state == lifecycle.Creating {
 		return nil, fmt.Errorf("%s: it is %s: %w", p, p.state, errdefs.ErrFailedPrecondition)
 	}
 	return p, nil
@@ -94,11 +101,11 @@ func (a *Agent) processes() []*process {
 // caller holds Agent.mu.
 func (c *guestContainer) made() []*process {
 	var all []*process
-	if c.init.state != creating {
+	if c.init.state != lifecycle.Creating {
 		all = append(all, c.init)
 	}
 	for _, p := range c.execs {
-		if p.state != creating {
+		if p.state != lifecycle.Creating {
 			all = append(all, p)
 		}
 	}
@@ -107,7 +114,7 @@ func (c *guestContainer) made() []*process {
 
 // launch has the runtime make a process, with the streams that the host has
 // opened for it, and starts watching it. events are what then happens to it.
-func (a *Agent) launch(p *process, s *agentv1.Streams, makeIt func(container.Stdio) (*container.Process, error), events ...event) error {
+func (a *Agent) launch(p *process, s *agentv1.Streams, makeIt func(container.Stdio) (*container.Process, error), events ...lifecycle.Event) error {
 	conns, err := a.claims.ClaimAll(s.GetStdin(), s.GetStdout(), s.GetStderr())
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
@@ -135,7 +142,7 @@ func (a *Agent) launch(p *process, s *agentv1.Streams, makeIt func(container.Std
 	p.streams = stream.Copy(local, conns, stdio.Terminal)
 	p.done = make(chan struct{})
 	a.mu.Lock()
-	gone := a.containers[p.container.id] != p.container || p.container.init.state == removing
+	gone := a.containers[p.container.id] != p.container || p.container.init.state == lifecycle.Removing
 	for _, e := range events {
 		if err == nil {
 			err = p.move(e)
@@ -163,17 +170,19 @@ func (a *Agent) watch(p *process) {
 		logError(err, "container ended", "container", p.container.id)
 	}
 	stdout, stderr := p.streams.Drain(stream.Patience)
-	if p.execID == "" {
-		a.checkOOM(p.container.id) // the kernel's own event may come late
-	}
+	a.checkOOM(p.container.id) // the kernel's own event may come late
+	a.mu.Lock()
+	ooms := p.container.ooms
+	a.mu.Unlock()
 	p.exit = &agentv1.WaitProcessResponse{
 		ExitStatus:  uint32(exit.Status),
 		ExitedAtNs:  exit.At.UnixNano(),
 		StdoutBytes: stdout,
 		StderrBytes: stderr,
+		OomEvents:   ooms,
 	}
 	a.mu.Lock()
-	err := p.move(exited)
+	err := p.move(lifecycle.Exited)
 	a.mu.Unlock()
 	logError(err, "process ended")
 	close(p.done)

@@ -62,6 +62,7 @@ func (a service) Configure(ctx context.Context, r *agentv1.ConfigureRequest) (*a
 		errs = append(errs, a.opts.Platform.MountStorage(ctx, s, nil))
 	}
 	errs = append(errs, a.opts.Platform.MountShm(agentv1.SharedShm, cmp.Or(r.GetShmBytes(), defaultShm)))
+	errs = append(errs, a.opts.Platform.SetPidsMax(r.GetPidsMax()))
 	if r.GetReportListeners() {
 		errs = append(errs, a.reportListeners())
 	}

@@ -11,7 +11,6 @@ import (
 	"regexp"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -56,9 +55,7 @@ type Container struct {
 	created    time.Duration   // what its creation took once the guest was ready
 	holds      bool            // nothing runs in it
 
-	oom atomic.Bool // there is one that nobody was told of
-	// oomAt is when an OOM was last told of; it is watchEvents' own.
-	oomAt time.Time
+	ooms ooms
 
 	mu      sync.Mutex
 	execs   map[string]*Process
@@ -115,10 +112,8 @@ func (c *Container) newInit(stdio Stdio) *Process {
 }
 
 // exited is called before the exit of the container is told.
-func (c *Container) exited(oom bool) {
-	if oom {
-		c.ranOut()
-	}
+func (c *Container) exited(ooms uint64) {
+	c.ooms.end(ooms)
 	c.report()
 }
 
@@ -335,9 +330,6 @@ func (c *Container) Processes(ctx context.Context) ([]ProcessInfo, error) {
 	}
 	return ps, nil
 }
-
-// TakeOOM tells, once, that a process of the container was killed for want of memory.
-func (c *Container) TakeOOM() bool { return c.oom.Swap(false) }
 
 // Delete takes the container back, whatever the guest does. It is
 // FailedPrecondition while its init runs.

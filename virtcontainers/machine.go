@@ -18,9 +18,6 @@ const (
 	shareTag = "husk"
 	// entropyBytes are given to the guest's random pool at boot.
 	entropyBytes = 256
-	// oomPause is how long a container's next OOM is not told of: a guest in
-	// distress, or a hostile one, reports without end.
-	oomPause = time.Second
 )
 
 // machine makes the sandbox's network, and returns what its VM is made of and what
@@ -84,26 +81,14 @@ func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
 // knows.
 func (s *Sandbox) onEvent(e *agentv1.Event) {
 	if oom := e.GetOom(); oom != nil {
-		c, unknown := s.Container(oom.ContainerId)
-		if unknown != nil || time.Since(c.oomAt) < oomPause {
-			return
+		if c, err := s.Container(oom.ContainerId); err == nil && c.ooms.add(time.Now()) {
+			c.wake()
 		}
-		c.oomAt = time.Now()
-		c.ranOut()
 	}
 	if l := e.GetListen(); l != nil {
 		s.uplink.Listen(l)
 	}
 	if e := e.GetSocket(); e != nil {
 		s.sockets.Event(e)
-	}
-}
-
-// ranOut notes that the container ran out of memory.
-func (c *Container) ranOut() {
-	c.oom.Store(true)
-	select {
-	case c.sandbox.ooms <- c.id:
-	default: // it is told with the exit
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/internal/statedir"
 	"github.com/husk-containers/husk/internal/undo"
+	"github.com/husk-containers/husk/virtcontainers/cgroup"
 	"github.com/husk-containers/husk/virtcontainers/guest"
 	"github.com/husk-containers/husk/virtcontainers/podfiles"
 	"github.com/husk-containers/husk/virtcontainers/process"
@@ -44,6 +45,9 @@ type Options struct {
 	Hostname string
 	Sysctls  map[string]string
 	Network  spec.Network
+	// CgroupsPath is the host's cgroup of such a pod, as a spec's linux.cgroupsPath
+	// would name it; empty: it has none. With a spec the shim is born in it; see Spawn.
+	CgroupsPath string
 	// ResolvConf is the content of such a pod's /etc/resolv.conf; nil: the host's.
 	ResolvConf *string
 	shmBytes   uint64 // of a pod's shared memory, as its first container has it
@@ -83,6 +87,7 @@ type Sandbox struct {
 	log     *slog.Logger
 	host    Host
 	record  *record.Record
+	cgroup  *cgroup.Cgroup // nil: the shim is where it was started
 	undo    undo.Stack
 	created time.Time
 	pod     bool
@@ -139,7 +144,7 @@ func NewSandbox(ctx context.Context, o Options) (_ *Sandbox, err error) {
 		pod: o.Pod, hostname: hostname(o.Hostname), sysctls: o.Sysctls, shmBytes: o.shmBytes, network: o.Network, created: time.Now(),
 		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), containers: map[string]*Container{},
 	}
-	if err := s.prepare(o.Bundle, o.Address); err != nil {
+	if err := s.prepare(&o); err != nil {
 		return nil, errors.Join(fmt.Errorf("sandbox %q: %w", o.ID, err), s.undo.Run(ctx))
 	}
 	if o.Spec == nil {
@@ -214,12 +219,17 @@ func hostname(asked string) string {
 
 // prepare writes the record, which comes before any resource, and makes the
 // sandbox's directory.
-func (s *Sandbox) prepare(bundle, address string) error {
-	s.record = record.New(bundle, s.dir)
+func (s *Sandbox) prepare(o *Options) (err error) {
+	if s.record, err = record.Open(o.Bundle, s.dir); err != nil {
+		return err
+	}
 	if err := s.record.Add("shim", os.Getpid()); err != nil {
 		return err
 	}
 	s.undo.Push("remove the record", hostStep, func(context.Context) error { return s.record.Remove() })
+	if err := s.enter(o.CgroupsPath); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Dir(s.dir), 0o711); err != nil {
 		return err
 	}
@@ -230,8 +240,8 @@ func (s *Sandbox) prepare(bundle, address string) error {
 		return err
 	}
 	s.undo.Push("remove the directory", hostStep, func(context.Context) error { return storage.RemoveTree(s.dir) })
-	if address != "" {
-		if err := statedir.SetAddress(s.dir, address); err != nil {
+	if o.Address != "" {
+		if err := statedir.SetAddress(s.dir, o.Address); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package agenttest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -27,6 +28,8 @@ type Platform struct {
 	mu       sync.Mutex
 	calls    []string
 	networks []*agentv1.Network
+	cpus     int    // in use
+	memory   uint64 // bytes
 }
 
 // Calls returns what was asked for, in order, such as `hostname "pod"`.
@@ -121,6 +124,30 @@ func (p *Platform) Networks() []*agentv1.Network {
 func (p *Platform) MountShm(target string, bytes uint64) error {
 	p.add("shm %s %d", target, bytes)
 	return nil
+}
+
+// SetPidsMax implements agent.Platform.
+func (p *Platform) SetPidsMax(n uint64) error {
+	p.add("pids max %d", n)
+	return nil
+}
+
+// Interfaces implements agent.Platform: there is one, with constant counts.
+func (*Platform) Interfaces() ([]*agentv1.InterfaceStats, error) {
+	return []*agentv1.InterfaceStats{{
+		Name: "eth0", RxBytes: 1, RxPackets: 2, RxErrors: 3, RxDropped: 4, TxBytes: 5, TxPackets: 6, TxErrors: 7, TxDropped: 8,
+	}}, nil
+}
+
+// Online implements agent.Platform: whatever is asked for is there; of what is not, there
+// is 1 CPU and 1 GiB at first.
+func (p *Platform) Online(_ context.Context, cpus int, memoryBytes uint64) (int, uint64, error) {
+	p.add("online %d CPUs, %d bytes", cpus, memoryBytes)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cpus = cmp.Or(cpus, p.cpus, 1)
+	p.memory = cmp.Or(memoryBytes, p.memory, 1<<30)
+	return p.cpus, p.memory, nil
 }
 
 // Sync implements agent.Platform.

@@ -42,6 +42,7 @@ type hostContainer struct {
 	dir       string // on the host
 	gate      *os.File
 	processes []*reap.Process
+	resources *specs.LinuxResources // of the last update
 }
 
 var _ container.Runtime = (*Runtime)(nil)

@@ -50,6 +50,9 @@ func Up() (Params, error) {
 	if err := setUpCgroups(); err != nil {
 		return params, err
 	}
+	if err := protectAgent(); err != nil {
+		return params, err
+	}
 	if err := loopbackUp(); err != nil {
 		return params, err
 	}

@@ -9,6 +9,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/husk-containers/husk/agent/reap"
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
 // A Runtime runs containers. Its methods are safe for concurrent use; the
@@ -34,6 +35,17 @@ type Runtime interface {
 	KillRest(ctx context.Context, id string) error
 	// Pids lists the processes of a container.
 	Pids(ctx context.Context, id string) ([]int, error)
+	// Update changes what a container may use: all that r says, or, on error, nothing.
+	// Devices are those that it was created with; others are InvalidArgument.
+	Update(ctx context.Context, id string, r *specs.LinuxResources) error
+	// Pause stops every process of a container, and returns once they stand. Where
+	// ctx ends before, or on another error, they go on.
+	Pause(ctx context.Context, id string) error
+	// Resume lets the processes of a paused container go on.
+	Resume(ctx context.Context, id string) error
+	// Stats tells what a container uses; of the empty id, all together. It waits for
+	// no process. NotFound where nothing of it is left.
+	Stats(ctx context.Context, id string) (*agentv1.StatsContainerResponse, error)
 	// Delete kills what still runs in a container and removes all that Create
 	// made. It is idempotent, and so is no error where there never was one.
 	Delete(ctx context.Context, id string) error

@@ -18,6 +18,7 @@ import (
 	runc "github.com/containerd/go-runc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/husk-containers/husk/agent/cgroup"
 	"github.com/husk-containers/husk/agent/pause"
 	"github.com/husk-containers/husk/agent/reap"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
@@ -35,13 +36,15 @@ const (
 type Crun struct {
 	cfg   CrunConfig
 	table *reap.Table
-	oom   *oomWatch
+	oom   *cgroup.OOMWatch
 
 	fileSystems *fileSystems
 
-	mu    sync.Mutex
-	held  map[string][]string      // by container, of fileSystems
-	inits map[string]*reap.Process // by container, its first process
+	mu sync.Mutex
+	// By container:
+	held    map[string][]string                  // of fileSystems
+	inits   map[string]*reap.Process             // its first process
+	devices map[string][]specs.LinuxDeviceCgroup // what it may use
 }
 
 // CrunConfig says where things are. Every path is absolute.
@@ -68,7 +71,7 @@ func NewCrun(cfg CrunConfig, table *reap.Table) (*Crun, error) {
 			return nil, fmt.Errorf("set up %s: %w", cfg.Command, err)
 		}
 	}
-	oom, err := newOOMWatch()
+	oom, err := cgroup.NewOOMWatch()
 	if err != nil {
 		return nil, fmt.Errorf("set up %s: %w", cfg.Command, err)
 	}
@@ -76,11 +79,12 @@ func NewCrun(cfg CrunConfig, table *reap.Table) (*Crun, error) {
 	return &Crun{
 		cfg: cfg, table: table, oom: oom, fileSystems: newFileSystems(),
 		held: make(map[string][]string), inits: make(map[string]*reap.Process),
+		devices: make(map[string][]specs.LinuxDeviceCgroup),
 	}, nil
 }
 
-func (c *Crun) bundle(id string) string { return filepath.Join(c.cfg.Dir, "containers", id) }
-func (c *Crun) cgroup(id string) cgroup { return cgroup(filepath.Join(c.cfg.Cgroup, id)) }
+func (c *Crun) bundle(id string) string     { return filepath.Join(c.cfg.Dir, "containers", id) }
+func (c *Crun) cgroup(id string) cgroup.Dir { return cgroup.Dir(filepath.Join(c.cfg.Cgroup, id)) }
 
 func (c *Crun) command(log string) *runc.Runc {
 	return &runc.Runc{
@@ -132,13 +136,17 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, sources.close()) }()
-	config, err := json.Marshal(spec)
+	resources := spec.Linux.Resources
+	config, err := json.Marshal(devicesAlone(spec))
 	if err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), config, 0o600); err != nil {
 		return nil, err
 	}
+	c.mu.Lock()
+	c.devices[id] = devicesOf(resources)
+	c.mu.Unlock()
 	p, err := c.launch(ctx, filepath.Join(dir, "init"), spec.Process, stdio, func(ctx context.Context, l launch) error {
 		opts := &runc.CreateOpts{IO: l.io, PidFile: l.pidFile}
 		if l.socket != nil {
@@ -152,7 +160,12 @@ func (c *Crun) create(ctx context.Context, id string, spec *specs.Spec, director
 	c.mu.Lock()
 	c.inits[id] = p.Process
 	c.mu.Unlock()
-	c.oom.add(id, c.cgroup(id))
+	c.oom.Add(id, c.cgroup(id))
+	if resources != nil { // the process waits for Start
+		if err := c.cgroup(id).Limit(resources); err != nil {
+			return nil, err
+		}
+	}
 	return p, nil
 }
 
@@ -264,7 +277,7 @@ func (c *Crun) launch(ctx context.Context, stem string, spec *specs.Process, std
 
 // Kill implements Runtime.
 func (c *Crun) Kill(_ context.Context, id string, signal syscall.Signal) error {
-	if err := c.cgroup(id).kill(signal); err != nil {
+	if err := c.cgroup(id).Kill(signal); err != nil {
 		return fmt.Errorf("signal container %q: %w", id, err)
 	}
 	return nil
@@ -273,7 +286,7 @@ func (c *Crun) Kill(_ context.Context, id string, signal syscall.Signal) error {
 // KillRest implements Runtime.
 func (c *Crun) KillRest(_ context.Context, id string) error {
 	cg := c.cgroup(id)
-	if err := errors.Join(cg.kill(syscall.SIGKILL), cg.waitEmpty(killTimeout)); err != nil {
+	if err := errors.Join(cg.Kill(syscall.SIGKILL), cg.WaitEmpty(killTimeout)); err != nil {
 		return fmt.Errorf("kill the rest of container %q: %w", id, err)
 	}
 	return nil
@@ -281,7 +294,7 @@ func (c *Crun) KillRest(_ context.Context, id string) error {
 
 // Pids implements Runtime.
 func (c *Crun) Pids(_ context.Context, id string) ([]int, error) {
-	pids, err := c.cgroup(id).pids()
+	pids, err := c.cgroup(id).Pids()
 	if err != nil {
 		return nil, fmt.Errorf("list processes of container %q: %w", id, err)
 	}
@@ -294,8 +307,8 @@ func (c *Crun) Delete(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	cg := c.cgroup(id)
-	errs := []error{cg.kill(syscall.SIGKILL), cg.waitEmpty(killTimeout)}
-	c.oom.remove(id)
+	errs := []error{cg.Kill(syscall.SIGKILL), cg.WaitEmpty(killTimeout)}
+	c.oom.Remove(id)
 	log := filepath.Join(c.cfg.Dir, "log", "delete-"+id) // there may be no bundle
 	defer os.Remove(log)
 	if err := c.command(log).Delete(ctx, id, &runc.DeleteOpts{Force: true}); err != nil {
@@ -305,8 +318,9 @@ func (c *Crun) Delete(ctx context.Context, id string) error {
 	held := c.held[id]
 	delete(c.held, id)
 	delete(c.inits, id)
+	delete(c.devices, id)
 	c.mu.Unlock()
-	errs = append(errs, cg.remove(), c.fileSystems.release(held), os.RemoveAll(c.bundle(id)))
+	errs = append(errs, cg.Remove(), c.fileSystems.release(held), os.RemoveAll(c.bundle(id)))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("delete container %q: %w", id, err)
 	}
@@ -316,12 +330,12 @@ func (c *Crun) Delete(ctx context.Context, id string) error {
 // WatchOOM calls changed, until ctx ends, with the id of a container whose
 // processes may have been killed for want of memory: TakeOOM tells.
 func (c *Crun) WatchOOM(ctx context.Context, changed func(id string)) error {
-	return c.oom.watch(ctx, changed)
+	return c.oom.Run(ctx, changed)
 }
 
 // TakeOOM tells whether, since the last call for that container, the kernel has
 // killed a process of it for want of memory.
-func (c *Crun) TakeOOM(id string) bool { return c.oom.take(id) }
+func (c *Crun) TakeOOM(id string) bool { return c.oom.Take(id) }
 
 // files gives a command the process's files as its own standard streams, which
 // is how an OCI runtime takes them.

@@ -18,6 +18,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/husk-containers/husk/agent/cgroup"
 	"github.com/husk-containers/husk/agent/pause"
 	"github.com/husk-containers/husk/agent/reap"
 )
@@ -134,7 +135,7 @@ func newInside(t *testing.T) *inside {
 		}
 		cancel()
 		<-collected
-		if err := cgroup(c.cfg.Cgroup).remove(); err != nil {
+		if err := cgroup.Dir(c.cfg.Cgroup).Remove(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -330,7 +331,7 @@ func TestCrunInside(t *testing.T) {
 			t.Errorf("%s: %v is left, %v", dir, left, err)
 		}
 	}
-	if dirs, err := cgroup(c.cfg.Cgroup).dirs(); len(dirs) != 1 || err != nil {
+	if dirs, err := filepath.Glob(c.cfg.Cgroup + "/*/"); len(dirs) != 0 || err != nil {
 		t.Errorf("cgroups %v are left, %v", dirs, err)
 	}
 }

@@ -25,7 +25,7 @@ func main() {
 	}
 	began := time.Now()
 	serve := func(ctx context.Context, d *bootstrap.Daemon) error { return serve(ctx, d, began) }
-	os.Exit(bootstrap.Program{Name: "io.containerd.husk.v2", Serve: serve, Cleanup: virtcontainers.Cleanup}.Run())
+	os.Exit(bootstrap.Program{Name: "io.containerd.husk.v2", Serve: serve, Spawn: virtcontainers.Spawn, Cleanup: virtcontainers.Cleanup}.Run())
 }
 
 // serve runs the shim's daemon. The VM boots while containerd is still on its way

@@ -12,6 +12,7 @@ import (
 	"github.com/husk-containers/husk/shim/bootstrap"
 	"github.com/husk-containers/husk/shim/pod"
 	"github.com/husk-containers/husk/virtcontainers"
+	"github.com/husk-containers/husk/virtcontainers/cgroup"
 )
 
 // loadConfig reads the configuration that the daemon is to have.
@@ -37,6 +38,7 @@ func newSandbox(ctx context.Context, d *bootstrap.Daemon, cfg *config.Config, c 
 	if c.Hold {
 		o.Began = time.Time{} // the daemon has waited for this
 		o.Pod, o.Hostname, o.Sysctls = true, c.Pod.Hostname, c.Pod.Sysctls
+		o.CgroupsPath = cgroup.OfPod(c.Pod.CgroupParent, d.ID)
 		o.Network.Path, o.Network.Host = c.NetNS, c.NetNS == ""
 		if c.Pod.DNS != nil {
 			text := c.Pod.DNS.ResolvConf()

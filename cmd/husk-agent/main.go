@@ -13,6 +13,7 @@ import (
 	"github.com/husk-containers/husk/agent/boot"
 	"github.com/husk-containers/husk/agent/channel"
 	"github.com/husk-containers/husk/agent/container"
+	"github.com/husk-containers/husk/agent/hotplug"
 	"github.com/husk-containers/husk/agent/listen"
 	"github.com/husk-containers/husk/agent/module"
 	"github.com/husk-containers/husk/agent/network"
@@ -58,11 +59,36 @@ func main() {
 	boot.PowerOff()
 }
 
+// guestMachine: two of these are called Machine.
+type guestMachine = boot.Machine
+
 // A machine is what the agent does to the guest.
 type machine struct {
-	boot.Machine
+	guestMachine
 	*network.Stack
 	*storage.Set
+	hotplug.Machine
+}
+
+// limitMemory bounds the containers by the memory that there is.
+func limitMemory(m hotplug.Machine) error {
+	total, err := m.Memory()
+	if err != nil {
+		return err
+	}
+	return boot.LimitMemory(total)
+}
+
+// watchMemory does so anew whenever memory comes or goes.
+func watchMemory(ctx context.Context, m hotplug.Machine) {
+	err := hotplug.Watch(ctx, func() {
+		if err := limitMemory(m); err != nil {
+			slog.Warn("memory has changed", "err", err)
+		}
+	})
+	if err != nil {
+		slog.Warn("changes of memory are not seen any more", "err", err)
+	}
 }
 
 // run returns when the host has asked for the shutdown, or with the reason why
@@ -93,6 +119,11 @@ func run(started time.Duration) error {
 	if err != nil {
 		return err
 	}
+	resources := hotplug.Machine{CPUs: "/sys/devices/system/cpu", Meminfo: "/proc/meminfo", Containers: boot.ContainersCgroup}
+	if err := limitMemory(resources); err != nil {
+		return err
+	}
+	go watchMemory(ctx, resources) // ends with the guest
 	host, err := channel.Open(ctx, params.Channel)
 	if err != nil {
 		return err
@@ -117,7 +148,7 @@ func run(started time.Duration) error {
 		Version:   version.Get().String(),
 		Started:   started,
 		Runtime:   runtime,
-		Platform:  machine{Stack: network.New(), Set: storages},
+		Platform:  machine{Stack: network.New(), Set: storages, Machine: resources},
 		Streams:   streams,
 		Forwards:  forwards,
 		Files:     operations,

@@ -31,6 +31,17 @@ func TestUsage(t *testing.T) {
 		{"cp a b", exitFailed, "", `neither "a" nor "b" is CONTAINER:PATH`},
 		{"cp -config /nonexistent/husk.toml c:a b", exitFailed, "", "/nonexistent/husk.toml"},
 		{"cp -max-entries many c:a b", exitUsage, "", "invalid value"},
+		{"status -h", exitOK, "husk status [-n NAMESPACE] [-json]", ""},
+		{"status a b", exitUsage, "", `status: unexpected argument "b"`},
+		{"status a --json", exitUsage, "", `status: unexpected argument "--json": flags come first`},
+		{"status -config /nonexistent/husk.toml", exitFailed, "", "/nonexistent/husk.toml"},
+		{"reclaim -h", exitOK, "husk reclaim [-n NAMESPACE] [-config FILE] POD", ""},
+		{"pause -h", exitOK, "husk pause [-n NAMESPACE] [-config FILE] POD", ""},
+		{"resume -h", exitOK, "husk resume [-n NAMESPACE] [-config FILE] POD", ""},
+		{"reclaim", exitUsage, "", "reclaim: 0 arguments, want 1"},
+		{"pause", exitUsage, "", "pause: 0 arguments, want 1"},
+		{"resume a b", exitUsage, "", `resume: unexpected argument "b"`},
+		{"pause -config /nonexistent/husk.toml a", exitFailed, "", "/nonexistent/husk.toml"},
 		{"version -yaml", exitUsage, "", "flag provided but not defined: -yaml"},
 		{"version", exitOK, "husk " + version.Get().String() + "\n", ""},
 	} {
@@ -72,5 +83,14 @@ func TestCheckExitsByResult(t *testing.T) {
 	}
 	if got := stdout.String(); !strings.HasPrefix(got, want) || !strings.Contains(got, `FAIL  kernel      kernel "/nonexistent/kernel": no such file`) {
 		t.Errorf("got %s", got)
+	}
+}
+
+func TestPodsAreRoots(t *testing.T) {
+	if err := needRoot(1000); err == nil || !strings.Contains(err.Error(), "run this as root") {
+		t.Errorf("got %v", err)
+	}
+	if err := needRoot(0); err != nil {
+		t.Error(err)
 	}
 }

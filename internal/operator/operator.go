@@ -41,7 +41,7 @@ func Status(ctx context.Context, shim statedir.Shim) (*operatorv1.StatusResponse
 // Reclaim asks the guest for memory, and returns what the host held for the VM before
 // and after, in MiB.
 func Reclaim(ctx context.Context, shim statedir.Shim) (before, after uint64, err error) {
-	resp, err := call(ctx, shim, reclaimTimeout, func(ctx context.Context, c operatorv1.OperatorService) (*operatorv1.ReclaimResponse, error) {
+	resp, err := act(ctx, shim, reclaimTimeout, func(ctx context.Context, c operatorv1.OperatorService) (*operatorv1.ReclaimResponse, error) {
 		return c.Reclaim(ctx, &operatorv1.ReclaimRequest{})
 	})
 	return resp.GetBeforeMib(), resp.GetAfterMib(), err
@@ -49,7 +49,7 @@ func Reclaim(ctx context.Context, shim statedir.Shim) (before, after uint64, err
 
 // Pause stops the VM.
 func Pause(ctx context.Context, shim statedir.Shim) error {
-	_, err := call(ctx, shim, pauseTimeout, func(ctx context.Context, c operatorv1.OperatorService) (*operatorv1.PauseResponse, error) {
+	_, err := act(ctx, shim, pauseTimeout, func(ctx context.Context, c operatorv1.OperatorService) (*operatorv1.PauseResponse, error) {
 		return c.Pause(ctx, &operatorv1.PauseRequest{})
 	})
 	return err
@@ -57,10 +57,19 @@ func Pause(ctx context.Context, shim statedir.Shim) error {
 
 // Resume has it go on.
 func Resume(ctx context.Context, shim statedir.Shim) error {
-	_, err := call(ctx, shim, pauseTimeout, func(ctx context.Context, c operatorv1.OperatorService) (*operatorv1.ResumeResponse, error) {
+	_, err := act(ctx, shim, pauseTimeout, func(ctx context.Context, c operatorv1.OperatorService) (*operatorv1.ResumeResponse, error) {
 		return c.Resume(ctx, &operatorv1.ResumeRequest{})
 	})
 	return err
+}
+
+// act calls a shim that answers. One that is stopped would do later, when it goes on, what
+// its operator was told has failed.
+func act[T any](ctx context.Context, shim statedir.Shim, timeout time.Duration, f func(context.Context, operatorv1.OperatorService) (*T, error)) (*T, error) {
+	if _, err := Status(ctx, shim); errdefs.IsUnavailable(err) || ctx.Err() != nil {
+		return nil, err
+	}
+	return call(ctx, shim, timeout, f) // whose error says what Status's would have
 }
 
 // call connects to the shim and calls it, once.

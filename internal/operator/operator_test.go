@@ -130,3 +130,31 @@ func TestAnOperatorWhoGivesUp(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// stopping answers no status, as a shim that is stopped.
+type stopping struct {
+	fake
+	paused chan struct{}
+}
+
+func (stopping) Status(ctx context.Context, _ *operatorv1.StatusRequest) (*operatorv1.StatusResponse, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (s stopping) Pause(context.Context, *operatorv1.PauseRequest) (*operatorv1.PauseResponse, error) {
+	close(s.paused)
+	return &operatorv1.PauseResponse{}, nil
+}
+
+func TestAShimThatDoesNotAnswerIsSentNothingToDo(t *testing.T) {
+	paused := make(chan struct{})
+	if err := Pause(t.Context(), serve(t, stopping{paused: paused})); !errdefs.IsUnavailable(err) {
+		t.Errorf("got %v", err)
+	}
+	select {
+	case <-paused:
+		t.Error("it was paused")
+	default:
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -27,6 +28,10 @@ type Program struct {
 	// It calls d.Ready once it can be called; an error before that is what
 	// containerd's client is told.
 	Serve func(ctx context.Context, d *Daemon) error
+	// Spawn starts the daemon of a container in a bundle, where that belongs on the
+	// host. What it made there is the daemon's to take back, and Cleanup's after an
+	// error.
+	Spawn func(bundle string, daemon *exec.Cmd) error
 	// Cleanup takes back whatever a dead daemon may have left of the bundle.
 	Cleanup func(ctx context.Context, bundle string) error
 }
@@ -63,7 +68,7 @@ func (p Program) run(args []string) error {
 	case req.info:
 		return p.printInfo(os.Stdin, os.Stdout)
 	case req.action == "start":
-		return start(req, os.Stdin, os.Stdout)
+		return p.start(req, os.Stdin, os.Stdout)
 	case req.action == "delete":
 		return p.delete(req, os.Stdout)
 	}

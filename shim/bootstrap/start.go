@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +25,7 @@ import (
 //
 // containerd takes stdout and stderr together for the answer, so nothing else is
 // printed.
-func start(req request, stdin io.Reader, stdout io.Writer) (err error) {
+func (p Program) start(req request, stdin io.Reader, stdout io.Writer) (err error) {
 	raw, err := io.ReadAll(io.LimitReader(stdin, maxStdin))
 	if err != nil {
 		return fmt.Errorf("read start's parameters: %w", err)
@@ -59,15 +60,26 @@ func start(req request, stdin io.Reader, stdout io.Writer) (err error) {
 	case err != nil:
 		return err
 	}
-	daemon, err := spawn(req, l, address)
+	daemon, err := p.spawn(req, l, address)
 	if err != nil {
-		return errors.Join(err, removeSocket(path))
+		return errors.Join(err, removeSocket(path), p.takeBack())
 	}
 	if err := reply(stdout, address, answer); err != nil {
 		// Nobody will ever call it.
 		return errors.Join(err, dismiss(daemon, path))
 	}
 	return nil
+}
+
+// takeBack takes back what was made for a daemon that has ended, or was never started.
+func (p Program) takeBack() error {
+	bundle, err := os.Getwd()
+	if err != nil {
+		return fmt.Errorf("find the bundle: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
+	defer cancel()
+	return p.Cleanup(ctx, bundle)
 }
 
 // dismiss ends the daemon in order, and removes the socket, which is left where
@@ -109,7 +121,7 @@ func reply(stdout io.Writer, address string, answer []byte) error {
 
 // spawn starts the daemon in a session and a mount namespace of its own, hands it
 // the listener, and waits until it is ready; its error is the daemon's.
-func spawn(req request, l *net.UnixListener, address string) (*exec.Cmd, error) {
+func (p Program) spawn(req request, l *net.UnixListener, address string) (*exec.Cmd, error) {
 	defer l.Close() //nolint:errcheck // closed before
 	socket, err := l.File()
 	if err != nil {
@@ -136,7 +148,7 @@ func spawn(req request, l *net.UnixListener, address string) (*exec.Cmd, error) 
 	cmd.ExtraFiles = []*os.File{fdSocket - 3: socket, fdReady - 3: w, fdHostNS - 3: hostns}
 	cmd.Stderr = w // a panic before the log is open is an error too
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}
-	err = cmd.Start()
+	err = p.launch(req, cmd)
 	w.Close() //nolint:errcheck // the daemon has its own
 	// Held here, it would answer for a daemon that delete has killed.
 	socket.Close() //nolint:errcheck // likewise
@@ -152,6 +164,19 @@ func spawn(req request, l *net.UnixListener, address string) (*exec.Cmd, error) 
 		return nil, err
 	}
 	return cmd, nil
+}
+
+// launch starts the daemon's process where it belongs on the host: of a pod by the
+// sandbox API only CreateSandbox says where that is.
+func (p Program) launch(req request, daemon *exec.Cmd) error {
+	if req.hold {
+		return daemon.Start()
+	}
+	bundle, err := os.Getwd()
+	if err != nil {
+		return fmt.Errorf("find the bundle: %w", err)
+	}
+	return p.Spawn(bundle, daemon)
 }
 
 // errDied is when the daemon ended without a word.

@@ -29,7 +29,13 @@ const noRaceSleep = "GORACE=atexit_sleep_ms=0"
 
 func TestMain(m *testing.M) {
 	if b := os.Getenv(behaviour); b != "" {
-		os.Exit(Program{Name: "test", Serve: serveAs(b), Cleanup: func(_ context.Context, bundle string) error {
+		spawn := func(bundle string, daemon *exec.Cmd) error {
+			if b == "misplaced" {
+				return fmt.Errorf("there is no place for %s", bundle)
+			}
+			return daemon.Start()
+		}
+		os.Exit(Program{Name: "test", Serve: serveAs(b), Spawn: spawn, Cleanup: func(_ context.Context, bundle string) error {
 			switch b {
 			case "dirty":
 				return errors.New("two\nlines")
@@ -212,15 +218,23 @@ func TestStartTellsWhyTheDaemonFailed(t *testing.T) {
 		"fail":  "the kernel is missing; and so is the initrd",
 		"panic": "panic: at once",
 		"die":   "the shim's daemon ended before it was ready: exit status 3",
+		// It was not started.
+		"misplaced": "spawn the shim's daemon: there is no place for /",
 	} {
 		t.Run(as, func(t *testing.T) {
 			b := newBundle(t, "")
+			if err := os.WriteFile(filepath.Join(b.dir, "resource"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
 			stdout, stderr, err := b.run(as, nil, "-id", "one", "start")
 			if err == nil || stdout != "" || !strings.HasPrefix(stderr, want) {
 				t.Errorf("start: %v, stdout %q, stderr %q, want %q", err, stdout, stderr, want)
 			}
 			if _, err := os.Stat(filepath.Join(b.dir, "address")); err == nil {
 				t.Error("an address is left")
+			}
+			if _, err := os.Stat(filepath.Join(b.dir, "resource")); err == nil {
+				t.Error("what was made for the daemon is left")
 			}
 			path, _ := socketPath(defaultSocketDir, b.dir+"/containerd.sock", "test", "one")
 			if _, err := os.Stat(path); err == nil {

@@ -17,6 +17,8 @@ type Config struct {
 	Hostname string
 	// DNS is what /etc/resolv.conf of the pod holds; nil: what the host's does.
 	DNS *DNS
+	// CgroupParent is the host's cgroup that the pod is in; empty: CRI names none.
+	CgroupParent string
 	// Sysctls of the pod by name.
 	Sysctls map[string]string
 }
@@ -48,15 +50,16 @@ func IsConfig(options *anypb.Any) bool {
 
 // Fields of the messages of CRI's API v1.
 const (
-	configHostname = 2
-	configDNS      = 4
-	configLinux    = 8
-	linuxSysctls   = 3
-	entryKey       = 1
-	entryValue     = 2
-	dnsServers     = 1
-	dnsSearches    = 2
-	dnsOptions     = 3
+	configHostname    = 2
+	configDNS         = 4
+	configLinux       = 8
+	linuxCgroupParent = 1
+	linuxSysctls      = 3
+	entryKey          = 1
+	entryValue        = 2
+	dnsServers        = 1
+	dnsSearches       = 2
+	dnsOptions        = 3
 )
 
 // Decode reads a PodSandboxConfig: the few fields that matter, so that CRI's API
@@ -99,6 +102,9 @@ func (d *DNS) decode(raw []byte) error {
 
 func (c *Config) decodeLinux(raw []byte) error {
 	return fields(raw, func(n protowire.Number, v []byte) error {
+		if n == linuxCgroupParent {
+			c.CgroupParent = string(v)
+		}
 		if n != linuxSysctls {
 			return nil
 		}

@@ -83,9 +83,10 @@ func TestDecode(t *testing.T) {
 	}
 	got, err := Decode(raw)
 	want := Config{
-		Hostname: "web0",
-		DNS:      &DNS{Servers: []string{"10.0.0.10", "fd00::a"}, Searches: []string{"svc.local", "local"}, Options: []string{"ndots:5"}},
-		Sysctls:  map[string]string{"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "0"},
+		Hostname:     "web0",
+		DNS:          &DNS{Servers: []string{"10.0.0.10", "fd00::a"}, Searches: []string{"svc.local", "local"}, Options: []string{"ndots:5"}},
+		CgroupParent: "/kubepods",
+		Sysctls:      map[string]string{"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "0"},
 	}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v: %s", err, diff)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -60,7 +61,11 @@ func TestParseMounts(t *testing.T) {
 		"a space in it": {`32 31 0:29 / /a\040b rw - cgroup2 none rw` + "\n", []string{"/a b"}},
 		"garbage":       {"x\n - cgroup\n1 2 3 4 5 6 -\n", nil},
 	} {
-		if got := parseMounts(c.mounts); !slices.Equal(got, c.want) {
+		var got []string
+		for _, h := range parseMounts(c.mounts) {
+			got = append(got, h.point)
+		}
+		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 	}
@@ -169,5 +174,259 @@ func TestNewLeavesNothingOnError(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Join(good, "pod/c1")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("made though it is not on record: %v", err)
+	}
+}
+
+func TestOfPod(t *testing.T) {
+	for _, c := range []struct{ parent, want string }{
+		{"", ""},
+		{"/kubepods/burstable/podU", "/kubepods/burstable/podU/id"},
+		{"/kubepods.slice/kubepods-podU.slice", "kubepods-podU.slice:cri-containerd:id"},
+		{"kubepods-podU.slice", "kubepods-podU.slice:cri-containerd:id"},
+	} {
+		if got := OfPod(c.parent, "id"); got != c.want {
+			t.Errorf("OfPod(%q): %q, want %q", c.parent, got, c.want)
+		}
+	}
+}
+
+func TestFindIn(t *testing.T) {
+	const cgroups = "4:memory:/m\n3:cpu,cpuacct:/c/d:e\n2:name=systemd:/s\n0::/u/v\n"
+	v1 := func(point, root, options string) hierarchy {
+		return hierarchy{point: point, root: root, options: strings.Split(options, ",")}
+	}
+	for _, c := range []struct {
+		h    hierarchy
+		want string
+	}{
+		{v1("/g/memory", "/", "rw,memory"), "/g/memory/m"},
+		{v1("/g/cpu", "/", "rw,cpu,cpuacct"), "/g/cpu/c/d:e"},
+		{v1("/g/cpu", "/c", "rw,cpu,cpuacct"), "/g/cpu/d:e"},
+		{v1("/g/cpu", "/c/d:e", "rw,cpu,cpuacct"), "/g/cpu"},
+		{v1("/g/systemd", "/", "rw,xattr,name=systemd"), "/g/systemd/s"},
+		{hierarchy{point: "/g", root: "/", unified: true, options: []string{"rw", "nsdelegate"}}, "/g/u/v"},
+		{v1("/g/cpu", "/other", "rw,cpu,cpuacct"), ""},
+		{v1("/g/pids", "/", "rw,pids"), ""},
+	} {
+		if got, err := c.h.find(cgroups); got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("%+v: %q, %v, want %q", c.h, got, err, c.want)
+		}
+	}
+}
+
+// A machine's own cgroups, for a test.
+func newGroup(t *testing.T, path string) *Cgroup {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("makes cgroups: needs root")
+	}
+	if _, err := roots(); err != nil {
+		t.Skip(err)
+	}
+	c, err := New(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Delete(context.Background()); err != nil { // it has no process any more
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// What is started in a cgroup is in it from its first moment, and its starter never.
+func TestStart(t *testing.T) {
+	c := newGroup(t, fmt.Sprintf("/husk-test-start-%d", os.Getpid()))
+	before, err := Of(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("cat", "/proc/self/cgroup")
+	var out strings.Builder
+	cmd.Stdout = &out
+	if err := c.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(out.String()) {
+		if !strings.HasSuffix(strings.TrimSpace(line), fmt.Sprintf(":/husk-test-start-%d", os.Getpid())) {
+			t.Errorf("started elsewhere: %s", line)
+		}
+	}
+	after, err := Of(os.Getpid())
+	if err != nil || !slices.Equal(before.dirs, after.dirs) {
+		t.Errorf("this process was in %q, and is in %q: %v", before.dirs, after.dirs, err)
+	}
+	for _, dir := range c.dirs {
+		for _, name := range []string{"tasks", "cgroup.procs"} {
+			left, err := os.ReadFile(filepath.Join(dir, name))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) || len(left) > 0 {
+				t.Errorf("%s of %s holds %q: %v", name, dir, left, err)
+			}
+		}
+	}
+	if err := c.Start(exec.Command("/nonexistent")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a program that is not there: %v", err)
+	}
+}
+
+// A process goes back to where it came from, or above where that is gone, and what it
+// was in is removed.
+func TestStay(t *testing.T) {
+	base := fmt.Sprintf("/husk-test-stay-%d-", os.Getpid())
+	gone := newGroup(t, base+"gone")
+	root := &Cgroup{}
+	for _, dir := range gone.dirs {
+		root.dirs = append(root.dirs, filepath.Dir(dir))
+	}
+	for name, home := range map[string]*Cgroup{"there": newGroup(t, base+"home"), "gone": gone} {
+		if home == gone {
+			if err := gone.Delete(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pod, err := New(base+"pod", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sleeper := exec.Command("sleep", "1000")
+		if err := pod.Start(sleeper); err != nil {
+			t.Fatal(err)
+		}
+		stay, err := Resume(sleeper.Process.Pid, home.Dirs(), pod.Created())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(stay.Dirs(), pod.Dirs()) {
+			t.Errorf("it is in %q, want %q", stay.Dirs(), pod.Dirs())
+		}
+		if pids, err := stay.Processes(); !slices.Equal(pids, []int{sleeper.Process.Pid}) {
+			t.Errorf("processes %v, %v, want %d", pids, err, sleeper.Process.Pid)
+		}
+		err = stay.End(timeout(t, 10*time.Second))
+		at, atErr := Of(sleeper.Process.Pid)
+		want := home
+		if home == gone {
+			want = root
+		}
+		if err != nil || atErr != nil || !slices.Equal(at.dirs, want.dirs) {
+			t.Errorf("%s: back in %q, %v, want %q: %v", name, at.Dirs(), atErr, want.dirs, err)
+		}
+		if _, err := stay.Processes(); !errdefs.IsNotFound(err) {
+			t.Errorf("%s: the cgroup is left: %v", name, err)
+		}
+		sleeper.Process.Kill()
+		sleeper.Wait()
+	}
+}
+
+// setLimit writes one of the files that a cgroup may have; what it lacks all of is said.
+func setLimit(t *testing.T, c *Cgroup, value string, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		for _, dir := range c.dirs {
+			if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(value), 0); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+		}
+	}
+	t.Skipf("this host's cgroups have none of %q", names)
+}
+
+// The kernel counts a kill where the killed was, also where the limit is above.
+func TestOOMKillsByALimitAbove(t *testing.T) {
+	above := newGroup(t, fmt.Sprintf("/husk-test-oom-%d", os.Getpid()))
+	c := newGroup(t, fmt.Sprintf("/husk-test-oom-%d/pod", os.Getpid()))
+	setLimit(t, above, "33554432", "memory.max", "memory.limit_in_bytes")
+	if n, err := c.OOMKills(); n != 0 || err != nil {
+		t.Fatalf("before: %d, %v", n, err)
+	}
+	for want, script := range []string{"kill -9 $$", "exec tail /dev/zero"} {
+		hog := exec.Command("sh", "-c", script)
+		if err := c.Start(hog); err != nil {
+			t.Fatal(err)
+		}
+		if err := hog.Wait(); hog.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			t.Fatalf("%s: %v", script, err)
+		}
+		if n, err := c.OOMKills(); n != uint64(want) || err != nil {
+			t.Errorf("after %q: %d, %v, want %d", script, n, err, want)
+		}
+	}
+	n, err := above.OOMKills()
+	t.Logf("in the cgroup of the limit the kernel counts %d, %v", n, err)
+}
+
+func TestPidsMax(t *testing.T) {
+	above := newGroup(t, fmt.Sprintf("/husk-test-pids-%d", os.Getpid()))
+	c := newGroup(t, fmt.Sprintf("/husk-test-pids-%d/pod", os.Getpid()))
+	host, hosts, err := c.PidsMax() // that of where the hierarchy is seen from
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []struct {
+		c    *Cgroup
+		max  string
+		want uint64
+	}{{above, "100", 100}, {c, "90", 90}, {c, "200", 100}, {c, "max", 100}, {above, "max", 0}} {
+		setLimit(t, s.c, s.max, "pids.max")
+		got, limited, err := c.PidsMax()
+		if s.want == 0 {
+			if got != host || limited != hosts || err != nil {
+				t.Errorf("without a limit of ours: %d %v, %v, want %d %v", got, limited, err, host, hosts)
+			}
+		} else if got != s.want || !limited || err != nil {
+			t.Errorf("after %s: %d %v, %v, want %d", s.max, got, limited, err, s.want)
+		}
+	}
+}
+
+func TestUsage(t *testing.T) {
+	c := newGroup(t, fmt.Sprintf("/husk-test-usage-%d", os.Getpid()))
+	// It holds 32 MiB, says so, and ends with its input.
+	cmd := exec.Command("sh", "-c", "x=$(head -c 33554432 /dev/zero | tr '\\0' x); echo; read y")
+	out, outErr := cmd.StdoutPipe()
+	in, inErr := cmd.StdinPipe()
+	if err := errors.Join(outErr, inErr, c.Start(cmd)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	u, err := c.Usage()
+	in.Close()
+	if werr := cmd.Wait(); errdefs.IsNotFound(err) {
+		t.Skip(err, werr)
+	}
+	if err != nil || u.MemoryBytes < 32<<20 || u.CPUMicros == 0 || u.CPUMicros > 60e6 {
+		t.Errorf("%+v, %v, want 32 MiB and some time", u, err)
+	}
+	if err := c.Delete(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := c.Usage(); !errdefs.IsNotFound(err) {
+		t.Errorf("of a cgroup that is gone: %+v, %v", u, err)
+	}
+}
+
+// A cgroup of version 2 hands its controllers on, one by one where it cannot all.
+func TestEnable(t *testing.T) {
+	dir := t.TempDir()
+	for name, content := range map[string]string{"cgroup.controllers": "cpu io memory\n", "cgroup.subtree_control": "io\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := enable(dir); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control")); string(got) != "+cpu +memory" || err != nil {
+		t.Errorf("asked for %q, %v", got, err)
 	}
 }

@@ -33,6 +33,20 @@ func Parse(cgroupsPath string) (string, error) {
 	return clean, nil
 }
 
+// OfPod returns what a spec's linux.cgroupsPath would be of a pod's sandbox container,
+// for a pod that has none: CRI names what the pod is in. It is the name that
+// containerd gives; empty where CRI names nothing.
+func OfPod(parent, id string) string {
+	base := path.Base(parent)
+	switch {
+	case parent == "":
+		return ""
+	case strings.HasSuffix(base, ".slice"):
+		return base + ":cri-containerd:" + id
+	}
+	return path.Join(parent, id)
+}
+
 // expandSlice returns the path of a slice: that of a-b.slice is
 // /a.slice/a-b.slice, and of the root slice, -.slice, the root. Empty is
 // system.slice.

@@ -87,4 +87,3 @@ func HeldMiB(pid int) (int, error) {
 	}
 	return int(blocks * 512 >> 20), nil
 }
-

@@ -59,9 +59,9 @@ type Options struct {
 	// OnStart is called when an init was started, which took that long.
 	OnStart func(took time.Duration)
 	// OnExit is called when an init has ended and what it wrote was delivered, before
-	// its exit is told; but not where the guest told nothing of that. oom is set where
-	// memory ran out of which the guest has not told otherwise.
-	OnExit func(oom bool)
+	// its exit is told; but not where the guest told nothing of that. ooms counts how
+	// often the guest has told that its container ran out of memory.
+	OnExit func(ooms uint64)
 	// OnDelete is called when an exec was deleted.
 	OnDelete func()
 }
@@ -260,7 +260,7 @@ func (p *Process) awaitExit(ctx context.Context) {
 		close(p.answered)
 		p.opened().Deliver(resp.StdoutBytes, resp.StderrBytes, p.sandbox.DrainTimeout)
 		if p.opts.Exec == "" {
-			p.opts.OnExit(resp.Oom)
+			p.opts.OnExit(resp.OomEvents)
 		}
 		p.setExited(Exit{Status: resp.ExitStatus, At: between(p.created, time.Unix(0, resp.ExitedAtNs), time.Now())})
 		return

@@ -40,8 +40,10 @@ type Record struct {
 type held struct {
 	Dir       string    `json:"dir"`
 	Processes []process `json:"processes"`
-	// Cgroups are directories of the host's hierarchies.
+	// Cgroups are directories of the host's hierarchies, to be removed.
 	Cgroups []string `json:"cgroups,omitempty"`
+	// Home are those that the shim is to go back to; none: it is where it was.
+	Home []string `json:"home,omitempty"`
 }
 
 type process struct {
@@ -56,6 +58,44 @@ type process struct {
 // directory is dir.
 func New(bundle, dir string) *Record {
 	return &Record{path: filepath.Join(bundle, fileName), held: held{Dir: dir}}
+}
+
+// Open returns the record of the sandbox of that bundle whose directory is dir: the one
+// that was begun there before there was a sandbox, or a new one.
+func Open(bundle, dir string) (*Record, error) {
+	r := New(bundle, dir)
+	if err := r.read(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read the clean-up record: %w", err)
+	}
+	r.held.Dir = dir
+	return r, nil
+}
+
+func (r *Record) read() error {
+	raw, err := os.ReadFile(r.path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, &r.held)
+}
+
+// Enter puts on record, before the shim enters a cgroup, where it is to go back to.
+func (r *Record) Enter(home []string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held.Home = home
+	if err := r.write(); err != nil {
+		return fmt.Errorf("write the clean-up record: %w", err)
+	}
+	return nil
+}
+
+// Entered returns where the shim is to go back to, nil where it has entered no cgroup,
+// and the directories of cgroups that are to be removed.
+func (r *Record) Entered() (home, created []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.held.Home, slices.Clone(r.held.Cgroups)
 }
 
 // Add puts a process on record. One that has ended already is not held: who runs
@@ -146,12 +186,9 @@ func (r *Record) Remove() error {
 // errors and joins them, and is idempotent.
 func Cleanup(bundle string) error {
 	r := New(bundle, "")
-	raw, err := os.ReadFile(r.path)
+	err := r.read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
-	}
-	if err == nil {
-		err = json.Unmarshal(raw, &r.held)
 	}
 	if err != nil {
 		return fmt.Errorf("read the clean-up record: %w", err)

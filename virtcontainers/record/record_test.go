@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -102,5 +103,41 @@ func TestWhatIsDroppedIsNotTakenBack(t *testing.T) {
 	}
 	if _, err := os.Lstat(other); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the other is left: %v", err)
+	}
+}
+
+// What start puts on record before there is a sandbox is the sandbox's.
+func TestTheRecordIsTakenOver(t *testing.T) {
+	bundle, cgroup := t.TempDir(), filepath.Join(t.TempDir(), "pod")
+	begun, err := Open(bundle, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if home, created := begun.Entered(); home != nil || created != nil {
+		t.Errorf("a new record has %q and %q", home, created)
+	}
+	if err := errors.Join(begun.Enter([]string{"/home"}), begun.AddCgroup([]string{cgroup}), os.Mkdir(cgroup, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Open(bundle, filepath.Join(t.TempDir(), "sandbox"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if home, created := r.Entered(); !slices.Equal(home, []string{"/home"}) || !slices.Equal(created, []string{cgroup}) {
+		t.Errorf("taken over: %q and %q", home, created)
+	}
+	if err := errors.Join(r.Add("shim", os.Getpid()), os.Mkdir(r.held.Dir, 0o700), Cleanup(bundle)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{cgroup, r.held.Dir, filepath.Join(bundle, fileName)} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(bundle, fileName), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(bundle, ""); err == nil {
+		t.Error("Open accepted a truncated record")
 	}
 }

@@ -115,29 +115,3 @@ func refuseDevices(devices []specs.LinuxDevice) []error {
 	}
 	return errs
 }
-
-func refuseResources(r *specs.LinuxResources) []error {
-	var errs []error
-	no := func(present bool, field, what string) {
-		if present {
-			errs = append(errs, unsupported("linux.resources."+field, what))
-		}
-	}
-	if m := r.Memory; m != nil {
-		no(m.Kernel != nil, "memory.kernel", "a limit of cgroup v1")
-		no(m.KernelTCP != nil, "memory.kernelTCP", "a limit of cgroup v1")
-		no(m.Swappiness != nil, "memory.swappiness", "a setting of cgroup v1")
-		no(m.DisableOOMKiller != nil && *m.DisableOOMKiller, "memory.disableOOMKiller", "a setting of cgroup v1")
-	}
-	if c := r.CPU; c != nil {
-		no(c.RealtimeRuntime != nil && *c.RealtimeRuntime != 0, "cpu.realtimeRuntime", "a setting of cgroup v1")
-		no(c.RealtimePeriod != nil && *c.RealtimePeriod != 0, "cpu.realtimePeriod", "a setting of cgroup v1")
-		no(c.Burst != nil, "cpu.burst", "a burst of CPU time")
-		no(c.Cpus != "", "cpu.cpus", "a set of the host's CPUs")
-		no(c.Mems != "", "cpu.mems", "a set of the host's memory nodes")
-	}
-	no(r.BlockIO != nil, "blockIO", "a limit on the host's block devices")
-	no(r.Network != nil, "network", "a setting of cgroup v1")
-	no(len(r.Rdma) > 0, "rdma", "a limit on the host's RDMA devices")
-	return errs
-}

@@ -52,6 +52,9 @@ type Plan struct {
 	Network Network
 	// CgroupsPath is the host's linux.cgroupsPath, as it was.
 	CgroupsPath string
+	// CPUs and Mems are the host's CPUs and memory nodes that the container is bound to,
+	// as lists such as "0-2,7"; empty: any.
+	CPUs, Mems string
 	// OwnPID: the container gets a PID namespace of its own.
 	OwnPID bool
 	// Shm is the bind mount at /dev/shm, nil where there is none. Which file system it
@@ -126,6 +129,9 @@ func Transform(sp *specs.Spec, id string, pod bool) (*Plan, error) {
 	out.Version = guestVersion
 	p.note(sp)
 	linux.CgroupsPath = path.Join(cgroupRoot, id)
+	if linux.Resources, p.CPUs, p.Mems, err = Resources(sp.Linux.Resources); err != nil {
+		return nil, err
+	}
 	linux.MountLabel = ""
 	var private func(specs.LinuxNamespaceType) bool
 	linux.Namespaces, p.Network, private = namespaces(sp.Linux.Namespaces)

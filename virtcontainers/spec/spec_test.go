@@ -102,12 +102,6 @@ func TestTransformNamesWhatTheGuestCannotHonour(t *testing.T) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: typ, Path: path})
 		}
 	}
-	memory := func(m specs.LinuxMemory) func(*specs.Spec) {
-		return func(s *specs.Spec) { s.Linux.Resources.Memory = &m }
-	}
-	cpu := func(c specs.LinuxCPU) func(*specs.Spec) {
-		return func(s *specs.Spec) { s.Linux.Resources.CPU = &c }
-	}
 	mount := func(m specs.Mount) func(*specs.Spec) {
 		return func(s *specs.Spec) { s.Mounts = []specs.Mount{m} }
 	}
@@ -144,19 +138,7 @@ func TestTransformNamesWhatTheGuestCannotHonour(t *testing.T) {
 		"linux.namespaces[6] (ipc).path":       namespace(specs.IPCNamespace, "/proc/1/ns/ipc"),
 		"linux.devices[0] (/dev/sda)":          device(specs.LinuxDevice{Path: "/dev/sda", Type: "b", Major: 8}),
 		"linux.devices[0] (/dev/nvidia0)":      device(specs.LinuxDevice{Path: "/dev/nvidia0", Type: "c", Major: 195}),
-		"linux.resources.memory.kernel":        memory(specs.LinuxMemory{Kernel: ptr(int64(1))}),
-		"linux.resources.memory.kernelTCP":     memory(specs.LinuxMemory{KernelTCP: ptr(int64(1))}),
-		"linux.resources.memory.swappiness":    memory(specs.LinuxMemory{Swappiness: ptr(uint64(1))}),
-		"linux.resources.memory.disableOOM":    memory(specs.LinuxMemory{DisableOOMKiller: ptr(true)}),
-		"linux.resources.cpu.realtimeRuntime":  cpu(specs.LinuxCPU{RealtimeRuntime: ptr(int64(1))}),
-		"linux.resources.cpu.realtimePeriod":   cpu(specs.LinuxCPU{RealtimePeriod: ptr(uint64(1))}),
-		"linux.resources.cpu.burst":            cpu(specs.LinuxCPU{Burst: ptr(uint64(1))}),
 		"domainname":                           func(s *specs.Spec) { s.Domainname = "x" },
-		"linux.resources.cpu.cpus":             cpu(specs.LinuxCPU{Cpus: "0-3"}),
-		"linux.resources.cpu.mems":             cpu(specs.LinuxCPU{Mems: "0"}),
-		"linux.resources.blockIO":              func(s *specs.Spec) { s.Linux.Resources.BlockIO = &specs.LinuxBlockIO{} },
-		"linux.resources.network":              func(s *specs.Spec) { s.Linux.Resources.Network = &specs.LinuxNetwork{} },
-		"linux.resources.rdma":                 func(s *specs.Spec) { s.Linux.Resources.Rdma = map[string]specs.LinuxRdma{"mlx": {}} },
 		"mounts[0] (/m).type":                  mount(specs.Mount{Destination: "/m", Type: "nfs", Source: "x"}),
 		"mounts[0] (/m).uidMappings":           mount(specs.Mount{Destination: "/m", Type: "bind", Source: "/x", UIDMappings: make([]specs.LinuxIDMapping, 1)}),
 		"mounts[0] (m): the destination is no": mount(specs.Mount{Destination: "m", Type: "tmpfs"}),

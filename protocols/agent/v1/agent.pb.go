@@ -2248,9 +2248,9 @@ type WaitProcessResponse struct {
 	// host publishes the exit once it has delivered as many.
 	StdoutBytes uint64 `protobuf:"varint,3,opt,name=stdout_bytes,json=stdoutBytes,proto3" json:"stdout_bytes,omitempty"`
 	StderrBytes uint64 `protobuf:"varint,4,opt,name=stderr_bytes,json=stderrBytes,proto3" json:"stderr_bytes,omitempty"`
-	// Of a container's init: a process of the container was killed for want of memory,
-	// and no OOMEvent has told of that yet; none does from then on.
-	Oom           bool `protobuf:"varint,5,opt,name=oom,proto3" json:"oom,omitempty"`
+	// OOMEvents of the container up to the exit: the host publishes the exit once it
+	// has had as many.
+	OomEvents     uint64 `protobuf:"varint,5,opt,name=oom_events,json=oomEvents,proto3" json:"oom_events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2313,11 +2313,11 @@ func (x *WaitProcessResponse) GetStderrBytes() uint64 {
 	return 0
 }
 
-func (x *WaitProcessResponse) GetOom() bool {
+func (x *WaitProcessResponse) GetOomEvents() uint64 {
 	if x != nil {
-		return x.Oom
+		return x.OomEvents
 	}
-	return false
+	return 0
 }
 
 type ResizeTTYRequest struct {
@@ -4646,15 +4646,16 @@ const file_protocols_agent_v1_agent_proto_rawDesc = "" +
 	"\x15SignalProcessResponse\"P\n" +
 	"\x12WaitProcessRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
-	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\xb0\x01\n" +
+	"\aexec_id\x18\x02 \x01(\tR\x06execId\"\xbd\x01\n" +
 	"\x13WaitProcessResponse\x12\x1f\n" +
 	"\vexit_status\x18\x01 \x01(\rR\n" +
 	"exitStatus\x12 \n" +
 	"\fexited_at_ns\x18\x02 \x01(\x03R\n" +
 	"exitedAtNs\x12!\n" +
 	"\fstdout_bytes\x18\x03 \x01(\x04R\vstdoutBytes\x12!\n" +
-	"\fstderr_bytes\x18\x04 \x01(\x04R\vstderrBytes\x12\x10\n" +
-	"\x03oom\x18\x05 \x01(\bR\x03oom\"|\n" +
+	"\fstderr_bytes\x18\x04 \x01(\x04R\vstderrBytes\x12\x1d\n" +
+	"\n" +
+	"oom_events\x18\x05 \x01(\x04R\toomEvents\"|\n" +
 	"\x10ResizeTTYRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x18\n" +

@@ -1,4 +1,4 @@
-package container
+package cgroup
 
 import (
 	"os"
@@ -13,7 +13,7 @@ import (
 )
 
 // mkdirs makes what looks like a cgroup with one below it.
-func mkdirs(t *testing.T) cgroup {
+func mkdirs(t *testing.T) Dir {
 	dir := filepath.Join(t.TempDir(), "c")
 	for name, content := range map[string]string{
 		"cgroup.procs": "3\n5\n", "below/cgroup.procs": "7\n", "cgroup.events": "populated 0\nfrozen 0\n",
@@ -26,30 +26,30 @@ func mkdirs(t *testing.T) cgroup {
 			t.Fatal(err)
 		}
 	}
-	return cgroup(dir)
+	return Dir(dir)
 }
 
 func TestCgroupPids(t *testing.T) {
-	pids, err := mkdirs(t).pids()
+	pids, err := mkdirs(t).Pids()
 	if diff := cmp.Diff([]int{3, 5, 7}, pids); diff != "" || err != nil {
 		t.Fatal(diff, err)
 	}
 }
 
 func TestCgroupThatIsNotThere(t *testing.T) {
-	c := cgroup(filepath.Join(t.TempDir(), "none"))
-	if pids, err := c.pids(); len(pids) != 0 || err != nil {
+	c := Dir(filepath.Join(t.TempDir(), "none"))
+	if pids, err := c.Pids(); len(pids) != 0 || err != nil {
 		t.Error(pids, err)
 	}
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		if err := c.kill(s); err != nil {
+		if err := c.Kill(s); err != nil {
 			t.Error(err)
 		}
 	}
-	if err := c.waitEmpty(time.Minute); err != nil {
+	if err := c.WaitEmpty(time.Minute); err != nil {
 		t.Error(err)
 	}
-	if err := c.remove(); err != nil {
+	if err := c.Remove(); err != nil {
 		t.Error(err)
 	}
 }
@@ -63,12 +63,12 @@ func TestCgroupKillAndRemove(t *testing.T) {
 		t.Skip("no cgroup v2 can be mounted: ", err)
 	}
 	t.Cleanup(func() { unix.Unmount(mount, unix.MNT_DETACH) })
-	c := cgroup(filepath.Join(mount, "husk-test-"+filepath.Base(filepath.Dir(mount))))
+	c := Dir(filepath.Join(mount, "husk-test-"+filepath.Base(filepath.Dir(mount))))
 	below := filepath.Join(string(c), "below")
 	if err := os.MkdirAll(below, 0o755); err != nil {
 		t.Skip("no cgroup can be made: ", err)
 	}
-	t.Cleanup(func() { c.remove() })
+	t.Cleanup(func() { c.Remove() })
 	dir, err := os.Open(below)
 	if err != nil {
 		t.Fatal(err)
@@ -81,21 +81,21 @@ func TestCgroupKillAndRemove(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	if pids, err := c.pids(); len(pids) != 1 || pids[0] != cmd.Process.Pid || err != nil {
+	if pids, err := c.Pids(); len(pids) != 1 || pids[0] != cmd.Process.Pid || err != nil {
 		t.Errorf("pids %v, %v", pids, err)
 	}
-	if err := c.waitEmpty(time.Millisecond); err == nil {
+	if err := c.WaitEmpty(time.Millisecond); err == nil {
 		t.Error("empty with a process in it")
 	}
-	if err := c.kill(syscall.SIGKILL); err != nil {
+	if err := c.Kill(syscall.SIGKILL); err != nil {
 		t.Error(err)
 		cmd.Process.Kill()
 	}
-	if err := c.waitEmpty(time.Minute); err != nil {
+	if err := c.WaitEmpty(time.Minute); err != nil {
 		t.Error(err)
 	}
 	<-ended
-	if err := c.remove(); err != nil {
+	if err := c.Remove(); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(string(c)); !os.IsNotExist(err) {
@@ -123,24 +123,24 @@ func TestOOMWatch(t *testing.T) {
 		}
 	}
 	write("oom_kill 0\n")
-	o, err := newOOMWatch()
+	o, err := NewOOMWatch()
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.add("c", c)
+	o.Add("c", c)
 	changed := make(chan string, 16)
 	done := make(chan error, 1)
-	go func() { done <- o.watch(t.Context(), func(id string) { changed <- id }) }()
+	go func() { done <- o.Run(t.Context(), func(id string) { changed <- id }) }()
 	write("oom_kill 1\n")
 	if id := <-changed; id != "c" {
 		t.Errorf("changed %q", id)
 	}
-	if !o.take("c") || o.take("c") || o.take("other") {
+	if !o.Take("c") || o.Take("c") || o.Take("other") {
 		t.Error("one kill is not told once")
 	}
-	o.remove("c")
+	o.Remove("c")
 	write("oom_kill 2\n")
-	if o.take("c") {
+	if o.Take("c") {
 		t.Error("removed, and still told of")
 	}
 	o.inotify.Close()

@@ -1,4 +1,4 @@
-package agent
+package container
 
 import (
 	"bytes"
@@ -20,8 +20,8 @@ func invalid(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
 }
 
-// decode decodes strictly: a field that the guest would not honour is an error.
-func decode(data []byte, into any) error {
+// strict decodes strictly: a field that the guest would not honour is an error.
+func strict(data []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
@@ -33,11 +33,11 @@ func decode(data []byte, into any) error {
 	return nil
 }
 
-// decodeSpec decodes the OCI spec of a container and holds it against what the
+// DecodeSpec decodes the OCI spec of a container and holds it against what the
 // host owes the guest.
-func decodeSpec(id string, data []byte, terminal bool) (*specs.Spec, error) {
+func DecodeSpec(id string, data []byte, terminal bool) (*specs.Spec, error) {
 	spec := &specs.Spec{}
-	if err := decode(data, spec); err != nil {
+	if err := strict(data, spec); err != nil {
 		return nil, err
 	}
 	if spec.Root == nil || !agentv1.Below(spec.Root.Path, agentv1.GuestDir) {
@@ -64,15 +64,21 @@ func decodeSpec(id string, data []byte, terminal bool) (*specs.Spec, error) {
 	return spec, checkProcess(spec.Process, terminal)
 }
 
-// hasOwnPID tells whether a container has a PID namespace of its own.
-func hasOwnPID(spec *specs.Spec) bool {
+// HasOwnPID tells whether a container has a PID namespace of its own.
+func HasOwnPID(spec *specs.Spec) bool {
 	return slices.Contains(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
 }
 
-// decodeProcess decodes the OCI process of an exec.
-func decodeProcess(data []byte, terminal bool) (*specs.Process, error) {
+// DecodeResources decodes the OCI resources of an update.
+func DecodeResources(data []byte) (*specs.LinuxResources, error) {
+	r := &specs.LinuxResources{}
+	return r, strict(data, r)
+}
+
+// DecodeProcess decodes the OCI process of an exec.
+func DecodeProcess(data []byte, terminal bool) (*specs.Process, error) {
 	p := &specs.Process{}
-	if err := decode(data, p); err != nil {
+	if err := strict(data, p); err != nil {
 		return nil, err
 	}
 	return p, checkProcess(p, terminal)

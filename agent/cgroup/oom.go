@@ -1,4 +1,4 @@
-package container
+package cgroup
 
 import (
 	"bytes"
@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An oomWatch watches the memory.events of containers by inotify.
-type oomWatch struct {
+// An OOMWatch watches the memory.events of containers by inotify.
+type OOMWatch struct {
 	inotify *os.File
 
 	mu         sync.Mutex
@@ -29,17 +29,18 @@ type oomState struct {
 	killed uint64 // of file, when last taken
 }
 
-func newOOMWatch() (*oomWatch, error) {
+// NewOOMWatch returns a watch of no container. Run closes it.
+func NewOOMWatch() (*OOMWatch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("start inotify: %w", err)
 	}
-	return &oomWatch{inotify: os.NewFile(uintptr(fd), "inotify"), containers: make(map[string]*oomState)}, nil
+	return &OOMWatch{inotify: os.NewFile(uintptr(fd), "inotify"), containers: make(map[string]*oomState)}, nil
 }
 
-// add starts watching a container's cgroup. Where it has no memory controller
+// Add starts watching a container's cgroup. Where it has no memory controller
 // there is nothing to watch.
-func (o *oomWatch) add(id string, cg cgroup) {
+func (o *OOMWatch) Add(id string, cg Dir) {
 	s := &oomState{watch: -1, file: filepath.Join(string(cg), "memory.events")}
 	raw, err := o.inotify.SyscallConn()
 	if err == nil {
@@ -55,15 +56,15 @@ func (o *oomWatch) add(id string, cg cgroup) {
 	o.mu.Unlock()
 }
 
-// remove forgets a container. The kernel ends the watch with the file.
-func (o *oomWatch) remove(id string) {
+// Remove forgets a container. The kernel ends the watch with the file.
+func (o *OOMWatch) Remove(id string) {
 	o.mu.Lock()
 	delete(o.containers, id)
 	o.mu.Unlock()
 }
 
-// take tells whether processes were killed since the last take.
-func (o *oomWatch) take(id string) bool {
+// Take tells whether processes were killed since the last take.
+func (o *OOMWatch) Take(id string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := o.containers[id]
@@ -92,8 +93,8 @@ func oomKills(events []byte) uint64 {
 	return 0
 }
 
-// watch calls changed for each event until ctx ends, and then closes the watch.
-func (o *oomWatch) watch(ctx context.Context, changed func(id string)) error {
+// Run calls changed for each event until ctx ends, and then closes the watch.
+func (o *OOMWatch) Run(ctx context.Context, changed func(id string)) error {
 	stop := context.AfterFunc(ctx, func() { o.inotify.Close() })
 	defer stop()
 	buf := make([]byte, 4096)
@@ -115,7 +116,7 @@ func (o *oomWatch) watch(ctx context.Context, changed func(id string)) error {
 	}
 }
 
-func (o *oomWatch) byWatch(watch int) (string, bool) {
+func (o *OOMWatch) byWatch(watch int) (string, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for id, s := range o.containers {
