@@ -40,6 +40,7 @@ type podStatus struct {
 	}
 	CPUs       string
 	Containers []struct{ ID, State string }
+	VCPUs      []struct{ CPUs string }
 	Age        *int64 `json:"age_seconds"`
 	Processes  []struct {
 		Name       string
