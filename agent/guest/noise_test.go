@@ -70,9 +70,15 @@ func TestOutOfMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.run("quiet", "sleep 1000", nil)
+	ooms := uint64(0)
 	for id, r := range map[string]string{"limited": `{"memory":{"limit":33554432}}`, "unlimited": `{}`} {
 		g.run(id, "exec dd if=/dev/zero of=/dev/null bs=190M count=1", resources(t, r))
 		exit := g.wait(id)
+		// It was the limit of a cgroup, the container's or that of all, and not the guest's end.
+		ooms++
+		if n := g.stats("").GetMemoryEvents().GetOom(); n < ooms {
+			t.Errorf("%s: the limits were met %d times, want %d", id, n, ooms)
+		}
 		if exit.GetExitStatus() != 137 || exit.GetOomEvents() == 0 {
 			t.Errorf("%s: %v", id, exit)
 		}
