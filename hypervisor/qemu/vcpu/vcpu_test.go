@@ -68,12 +68,12 @@ func (f *fakeQEMU) deleted(id string) {
 	f.cpus.Event(qmp.Event{Name: "DEVICE_DELETED", Data: json.RawMessage(`{"path": "/machine/peripheral/` + id + `/lapic"}`)})
 }
 
-func newFake(boot, room int, park bool) *fakeQEMU {
+func newFake(boot, room int, parks bool) *fakeQEMU {
 	f := &fakeQEMU{present: map[int]bool{}, room: room}
 	for n := range boot {
 		f.present[n] = true
 	}
-	f.cpus = New(f, boot, room, park, make(chan struct{}))
+	f.cpus = New(f, boot, room, parks, make(chan struct{}))
 	return f
 }
 
@@ -99,10 +99,12 @@ func TestTheLastIsUnpluggedFirst(t *testing.T) {
 
 func TestTranslatedCPUsAreParked(t *testing.T) {
 	f := newFake(1, 4, true)
-	f.resize(t, 3, 3, "add x-cpu cpu1", "add x-cpu cpu2")
-	f.resize(t, 1, 1)
-	f.resize(t, 2, 2)
-	f.resize(t, 4, 4, "add x-cpu cpu3")
+	f.resize(t, 3, 3)
+	f.resize(t, 0, 1)
+	f.resize(t, 4, 4)
+	if err := f.cpus.Resize(t.Context(), 5); !errdefs.IsInvalidArgument(err) || f.cpus.Count() != 4 {
+		t.Errorf("Resize to more than there is room for: %v", err)
+	}
 }
 
 func TestAGuestThatKeepsAVCPU(t *testing.T) {
