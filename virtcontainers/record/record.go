@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/husk-containers/husk/internal/child"
+	processes "github.com/husk-containers/husk/internal/process"
 	"github.com/husk-containers/husk/virtcontainers/cgroup"
 	"github.com/husk-containers/husk/virtcontainers/storage"
 )
@@ -113,15 +114,20 @@ func (r *Record) Add(name string, pid int) error {
 	return nil
 }
 
-// PIDs are the processes on record.
+// PIDs are the processes on record and those that they have started: virtiofsd works in
+// a child of its own. Where /proc cannot be read they are those on record.
 func (r *Record) PIDs() []int {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	var pids []int
 	for _, p := range r.held.Processes {
 		pids = append(pids, p.PID)
 	}
-	return pids
+	r.mu.Unlock()
+	all, err := processes.Table("/proc").All()
+	if err != nil {
+		return pids // whoever wants to do something with them cannot either
+	}
+	return processes.WithChildren(all, pids)
 }
 
 // AddCgroup puts the directories of a cgroup on record, before they are made.
