@@ -2,8 +2,10 @@ package virtcontainers
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
+	"github.com/containerd/errdefs"
 
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 	"github.com/husk-containers/husk/virtcontainers/metrics"
@@ -29,4 +31,17 @@ func (c *Container) Stats(ctx context.Context) (*stats.Metrics, error) {
 		return nil, refusal.During(err, "statistics of container %q", c.id)
 	}
 	return metrics.Of(resp), nil
+}
+
+// Usage tells what the sandbox costs the host, of which what its containers use is a
+// part: by the pod's cgroup.
+func (s *Sandbox) Usage() (*stats.Metrics, error) {
+	if s.cgroup == nil {
+		return nil, fmt.Errorf("the pod has no cgroup of its own on the host, as CRI names no parent for it: %w", errdefs.ErrUnavailable)
+	}
+	u, err := s.cgroup.Usage()
+	if err != nil {
+		return nil, err
+	}
+	return metrics.OfHost(u), nil
 }
