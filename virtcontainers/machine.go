@@ -3,6 +3,7 @@ package virtcontainers
 import (
 	"context"
 	"crypto/rand"
+	"os"
 	"time"
 
 	"github.com/husk-containers/husk/hypervisor"
@@ -58,6 +59,18 @@ func (s *Sandbox) machine(ctx context.Context, g *guest.Guest) (hypervisor.Confi
 // started has a process on record.
 func (s *Sandbox) started(p hypervisor.Process) error { return s.record.Add(p.Name, p.PID) }
 
+// hostname is what was asked for, or the host's, as in a container without a VM.
+func hostname(asked string) string {
+	if asked != "" {
+		return asked
+	}
+	name, err := os.Hostname()
+	if err != nil || len(name) > 64 { // the guest's kernel takes 64 bytes
+		return ""
+	}
+	return name
+}
+
 func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
 	entropy := make([]byte, entropyBytes)
 	rand.Read(entropy) //nolint:errcheck // never fails since Go 1.24
@@ -70,6 +83,16 @@ func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
 		Storages: []*agentv1.Storage{{
 			Kind: agentv1.Storage_KIND_VIRTIOFS, Source: shareTag, Target: spec.GuestShare,
 		}},
+	}
+	if s.cgroup != nil {
+		// The host's limit does not count what runs in the guest.
+		most, limited, err := s.cgroup.PidsMax()
+		if err != nil {
+			s.log.Warn("the pod's limit of processes is not known, and does not hold in the guest", "err", err)
+		}
+		if limited {
+			req.PidsMax = max(1, most)
+		}
 	}
 	for k, v := range s.sysctls {
 		req.Sysctls = append(req.Sysctls, &agentv1.Sysctl{Key: k, Value: v})

@@ -1,8 +1,12 @@
 package virtcontainers
 
 import (
+	"errors"
+	"fmt"
 	"sync"
 	"time"
+
+	"github.com/husk-containers/husk/hypervisor"
 )
 
 // oomPause is how long a container's next OOM is not told of: a guest in distress, or a
@@ -58,4 +62,32 @@ func (c *Container) wake() {
 	case c.sandbox.ooms <- c.id:
 	default: // it is told with the exit
 	}
+}
+
+// oomKills counts the host's kills in the pod's cgroup for want of memory; 0 where that
+// is not known.
+func (s *Sandbox) oomKills() uint64 {
+	if s.cgroup == nil {
+		return 0
+	}
+	n, err := s.cgroup.OOMKills()
+	if err != nil {
+		s.log.Warn("whether the host runs out of memory for the pod is not known", "err", err)
+	}
+	return n
+}
+
+// onEnd is called when the VM has ended of itself. Where the host's OOM killer was behind
+// it, every container has run out of memory, and is told of before its exit.
+func (s *Sandbox) onEnd(cause error) error {
+	if !errors.Is(cause, hypervisor.ErrKilled) || s.oomKills() <= s.oomsAtBoot {
+		return cause
+	}
+	for _, c := range s.Containers() {
+		if state := c.init.State(); state == Running || state == Paused {
+			c.ooms.end(^uint64(0))
+			c.wake()
+		}
+	}
+	return fmt.Errorf("the host ran out of memory for the pod, and its OOM killer chose the VM: raise the pod's memory limit, or the RuntimeClass's overhead: %w", cause)
 }

@@ -81,16 +81,18 @@ type Host interface {
 // A Sandbox is one VM and the containers in it; guest.State tells its life. Its
 // methods are safe for concurrent use.
 type Sandbox struct {
-	id      string
-	dir     string
-	config  *config.Config
-	log     *slog.Logger
-	host    Host
-	record  *record.Record
-	cgroup  *cgroup.Cgroup // nil: the shim is where it was started
-	undo    undo.Stack
-	created time.Time
-	pod     bool
+	id     string
+	dir    string
+	config *config.Config
+	log    *slog.Logger
+	host   Host
+	record *record.Record
+	cgroup *cgroup.Cgroup // nil: the shim is where it was started
+	// oomsAtBoot are the host's OOM kills in it before there was a VM.
+	oomsAtBoot uint64
+	undo       undo.Stack
+	created    time.Time
+	pod        bool
 	// hostname and sysctls of the guest as a whole, given once at boot.
 	hostname string
 	sysctls  map[string]string
@@ -153,7 +155,7 @@ func NewSandbox(ctx context.Context, o Options) (_ *Sandbox, err error) {
 		}
 	}
 	s.guest = guest.New(ctx, guest.Options{
-		Hypervisor: o.Hypervisor, Prepare: s.machine, OnEvent: s.onEvent,
+		Hypervisor: o.Hypervisor, Prepare: s.machine, OnEvent: s.onEvent, OnEnd: s.onEnd,
 		BootTimeout: o.Config.Runtime.BootTimeout.Duration, RequestTimeout: o.Config.Runtime.RequestTimeout.Duration,
 		StopTimeout: o.Config.Runtime.StopTimeout.Duration, Began: o.Began, Log: o.Log,
 	})
@@ -167,6 +169,7 @@ func NewSandbox(ctx context.Context, o Options) (_ *Sandbox, err error) {
 	s.volumes = volume.New(volume.Options{
 		Private: s.privateDir(), Stage: s.dir, Clone: s.host.Clone, Guest: s.guest, Sockets: s.sockets, Log: o.Log,
 	})
+	s.oomsAtBoot = s.oomKills()
 	s.guest.Boot()
 	s.undo.Push("end the guest", hostStep, s.guest.Close)
 	s.spawn(s.volumes.Follow)
@@ -203,18 +206,6 @@ func (o *Options) readSpec() error {
 	}
 	o.Hostname = o.Spec.Hostname
 	return nil
-}
-
-// hostname is what was asked for, or the host's, as in a container without a VM.
-func hostname(asked string) string {
-	if asked != "" {
-		return asked
-	}
-	name, err := os.Hostname()
-	if err != nil || len(name) > 64 { // the guest's kernel takes 64 bytes
-		return ""
-	}
-	return name
 }
 
 // prepare writes the record, which comes before any resource, and makes the

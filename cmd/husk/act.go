@@ -17,10 +17,12 @@ printed. It ends when the guest gives no more, after a minute at most.`
 
 const pauseText = `Every
 vCPU stands still and uses no CPU of the host; memory and connections stay. Calls that
-need the guest, such as exec and probes, wait or fail until husk resume.`
+need the guest, such as exec and probes, fail until husk resume. It is an error where the
+pod does not run.`
 
 const resumeText = `It
-goes on where husk pause has stopped it. One that runs is left as it is.`
+goes on where husk pause has stopped it, with the host's time. It is an error where the
+pod is not paused.`
 
 func reclaim(ctx context.Context, shim statedir.Shim) (string, error) {
 	before, after, err := operator.Reclaim(ctx, shim)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/husk-containers/husk/internal/cpulist"
 	"github.com/husk-containers/husk/internal/process"
@@ -19,8 +20,25 @@ import (
 // vcpuName is how QEMU calls its vCPUs' threads where it was told to name threads.
 var vcpuName = regexp.MustCompile(`^CPU ([0-9]+)/[A-Z]+$`)
 
-// isMonitor tells QEMU, by its name on record or its command's.
-func isMonitor(name string) bool { return strings.HasPrefix(name, "qemu") }
+// isMonitor tells QEMU by its name on record or, where nothing is, by its command's. What
+// is on record did not choose its name.
+func isMonitor(name string, recorded []record.Process) bool {
+	if len(recorded) == 0 {
+		return strings.HasPrefix(name, "qemu-system")
+	}
+	return slices.ContainsFunc(recorded, func(r record.Process) bool { return r.Name == "qemu" && r.Name == name })
+}
+
+// printable is a command's name without what a terminal would obey: a process can choose
+// its own.
+func printable(name string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, name)
+}
 
 // find makes a pod of what its shim answers, or why it does not, of its record and of
 // the host's processes.
@@ -58,7 +76,11 @@ func find(table process.Table, shim statedir.Shim, processes []process.Process, 
 			p.unknown(err, "threads of %s (pid %d)", one.Name, one.PID)
 			continue
 		}
-		p.add(one.Name, one.PID, all, threads)
+		monitor := isMonitor(one.Name, recorded)
+		if monitor {
+			p.monitor = one.PID
+		}
+		p.add(one.Name, one.PID, all, threads, monitor)
 	}
 	slices.SortFunc(p.VCPUs, func(a, b VCPU) int { return a.Number - b.Number })
 	for _, v := range p.VCPUs {
@@ -146,6 +168,7 @@ func members(processes []process.Process, recorded []record.Process, daemon *pro
 	for i := 0; i < len(list); i++ {
 		for _, p := range processes {
 			if p.PPID == list[i].PID {
+				p.Name = printable(p.Name)
 				add(p)
 			}
 		}
@@ -155,11 +178,11 @@ func members(processes []process.Process, recorded []record.Process, daemon *pro
 
 // add adds a process, and apart from it the vCPUs among its threads: by their threads as
 // the shim has told them or else, of the monitor, by their names.
-func (p *Pod) add(name string, pid int, all []process.Thread, numbers map[int]int) {
+func (p *Pod) add(name string, pid int, all []process.Thread, numbers map[int]int, monitor bool) {
 	one := Process{Name: name, PID: pid}
 	for _, t := range all {
 		number, known := numbers[t.ID]
-		if match := vcpuName.FindStringSubmatch(t.Name); len(numbers) == 0 && isMonitor(name) && match != nil {
+		if match := vcpuName.FindStringSubmatch(t.Name); len(numbers) == 0 && monitor && match != nil {
 			var err error
 			number, err = strconv.Atoi(match[1])
 			known = err == nil

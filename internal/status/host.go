@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -123,12 +124,7 @@ func (h Host) measure(p *Pod) {
 	if len(p.Processes) == 0 {
 		return
 	}
-	leader := p.Processes[0]
-	for _, one := range p.Processes {
-		if isMonitor(one.Name) {
-			leader = one
-		}
-	}
+	leader := p.Processes[max(0, slices.IndexFunc(p.Processes, func(one Process) bool { return one.PID == p.monitor }))]
 	if p.Cgroups, err = table.Cgroups(leader.PID); err != nil {
 		p.unknown(err, "cgroup of %s (pid %d)", leader.Name, leader.PID)
 	}

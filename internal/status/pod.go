@@ -38,6 +38,8 @@ type Pod struct {
 	// could not be found out, and why.
 	Warnings []string `json:"warnings,omitempty"`
 	Unknown  []string `json:"unknown,omitempty"`
+
+	monitor int // QEMU's process id; 0: not found
 }
 
 // Name is the pod's, among those of all namespaces.

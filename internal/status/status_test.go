@@ -200,3 +200,18 @@ func TestWarningsNameAFewOfMany(t *testing.T) {
 		t.Errorf("got %d shares, %q", len(shares), warnings)
 	}
 }
+
+// A process that was broken into can choose its name, and the names of its threads.
+func TestAnotherProcessIsNotTakenForTheMonitor(t *testing.T) {
+	tr := busy(t)
+	tr.process(610, 600, "x", 400200, 0, task{"qemu\x1b[2J", "0-1", 0}, task{"CPU 7/KVM", "1", 0})
+	tr.write("proc/610/cgroup", "0::/elsewhere\n")
+	pod, err := tr.host.Pod(t.Context(), "", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := pod.Processes[len(pod.Processes)-1]
+	if last.Name != "qemu?[2J" || len(pod.VCPUs) != 1 || pod.VCPUs[0].Thread != 601 || pod.Cgroups[len(pod.Cgroups)-1].Path == "/elsewhere" {
+		t.Errorf("got %+v, %+v, %+v", last, pod.VCPUs, pod.Cgroups)
+	}
+}

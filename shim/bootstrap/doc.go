@@ -5,7 +5,8 @@
 //	containerd            start                       daemon
 //	    │ argv, env, stdin  │                            │
 //	    ├──────────────────>│ make the socket            │
-//	    │                   ├── clone, new mount ns ────>│ log FIFO, propagation
+//	    │                   ├── Program.Spawn: cgroup,   │
+//	    │                   │   clone, new mount ns ────>│ log FIFO, propagation
 //	    │                   │   fd 3 socket              │ Program.Serve
 //	    │                   │   fd 4 ready pipe          │   begins to boot the VM
 //	    │                   │   fd 5 host's mount ns     │   serves fd 3

@@ -48,7 +48,8 @@ type Sandbox interface {
 	Machine() Machine
 	// VCPUThreads returns the host's thread ids of the vCPUs, by their numbers.
 	VCPUThreads(ctx context.Context) (map[int]int, error)
-	// Pause and Resume are idempotent.
+	// Pause and Resume are of the whole VM. They are FailedPrecondition where it does not
+	// run, or is not paused.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 	// Reclaim asks the guest for the memory that it does not need.

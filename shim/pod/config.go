@@ -21,6 +21,10 @@ type Config struct {
 	CgroupParent string
 	// Sysctls of the pod by name.
 	Sysctls map[string]string
+	// Annotations of the pod, whoever's.
+	Annotations map[string]string
+	// Resources of its containers together.
+	Resources Resources
 }
 
 // DNS is the content of a resolv.conf.
@@ -52,9 +56,11 @@ func IsConfig(options *anypb.Any) bool {
 const (
 	configHostname    = 2
 	configDNS         = 4
+	configAnnotations = 7
 	configLinux       = 8
 	linuxCgroupParent = 1
 	linuxSysctls      = 3
+	linuxResources    = 5
 	entryKey          = 1
 	entryValue        = 2
 	dnsServers        = 1
@@ -75,6 +81,8 @@ func Decode(raw []byte) (Config, error) {
 				c.DNS = &DNS{}
 			}
 			return c.DNS.decode(v)
+		case configAnnotations:
+			return entry(&c.Annotations, v)
 		case configLinux:
 			return c.decodeLinux(v)
 		}
@@ -102,28 +110,35 @@ func (d *DNS) decode(raw []byte) error {
 
 func (c *Config) decodeLinux(raw []byte) error {
 	return fields(raw, func(n protowire.Number, v []byte) error {
-		if n == linuxCgroupParent {
+		switch n {
+		case linuxCgroupParent:
 			c.CgroupParent = string(v)
+		case linuxSysctls:
+			return entry(&c.Sysctls, v)
+		case linuxResources:
+			return c.Resources.decode(v)
 		}
-		if n != linuxSysctls {
-			return nil
-		}
-		var key, value string
-		err := fields(v, func(n protowire.Number, v []byte) error {
-			switch n {
-			case entryKey:
-				key = string(v)
-			case entryValue:
-				value = string(v)
-			}
-			return nil
-		})
-		if c.Sysctls == nil {
-			c.Sysctls = map[string]string{}
-		}
-		c.Sysctls[key] = value
-		return err
+		return nil
 	})
+}
+
+// entry adds an entry of a map to it.
+func entry(to *map[string]string, raw []byte) error {
+	var key, value string
+	err := fields(raw, func(n protowire.Number, v []byte) error {
+		switch n {
+		case entryKey:
+			key = string(v)
+		case entryValue:
+			value = string(v)
+		}
+		return nil
+	})
+	if *to == nil {
+		*to = map[string]string{}
+	}
+	(*to)[key] = value
+	return err
 }
 
 // fields calls f with each length-delimited field of a message and skips others.
