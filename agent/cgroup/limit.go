@@ -10,11 +10,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
+
+// reclaimTimeout bounds the wait for the cache of files to make way.
+const reclaimTimeout = 5 * time.Second
 
 // Limit sets what the processes of the cgroup may use: all that r says but its
 // devices, or, on error, nothing. InvalidArgument names a field that this kernel has
@@ -87,6 +91,9 @@ func classify(err error) error {
 	var p *fs.PathError
 	if errors.As(err, &p) {
 		err = p.Err
+	}
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("the guest's kernel does not take it: %w", class)
 	}
 	return fmt.Errorf("%w: %w", err, class)
 }
@@ -180,16 +187,27 @@ func (c Dir) FitMemory(limit uint64) error {
 	return c.write("memory.max", strconv.FormatUint(max(limit, c.reclaim(limit)), 10))
 }
 
-// reclaim frees what it can of the memory above limit, such as the cache of files, and
-// returns what is in use then.
+// reclaim has the cache of files make way for the limit, and returns what is in use then.
+// Where the cache is too small nothing is tried: of pages that have nowhere to go Linux 6.1
+// tries for minutes.
 func (c Dir) reclaim(limit uint64) uint64 {
-	used := number([]byte(c.text("memory.current")))
-	if used > limit {
-		c.write("memory.reclaim", strconv.FormatUint(used-limit, 10)) //nolint:errcheck // what it has come to is read
-		used = number([]byte(c.text("memory.current")))
+	used := c.used()
+	if stat := []byte(c.text("memory.stat")); used <= limit || used-limit > value(stat, "inactive_file")+value(stat, "active_file") {
+		return used
 	}
-	return used
+	done := make(chan struct{})
+	go func() { // it ends when the kernel gives up
+		defer close(done)
+		c.write("memory.reclaim", strconv.FormatUint(used-limit, 10)) //nolint:errcheck // what it has come to is read
+	}()
+	select {
+	case <-done:
+	case <-time.After(reclaimTimeout):
+	}
+	return c.used()
 }
+
+func (c Dir) used() uint64 { return number([]byte(c.text("memory.current"))) }
 
 // checkMemory refuses a limit below what is in use: the kernel would take it, and kill.
 func (c Dir) checkMemory(w write) error {
@@ -198,7 +216,7 @@ func (c Dir) checkMemory(w write) error {
 		return invalid("resources: %s: %v", w.field, err)
 	}
 	if used := c.reclaim(limit); used > limit {
-		return fmt.Errorf("resources: %s is to be %d bytes, and the container uses %d that cannot be reclaimed: "+
+		return fmt.Errorf("resources: %s is to be %d bytes, and the container uses %d, which cannot be reclaimed: "+
 			"processes of it would be killed: have it use less, or set a higher limit: %w", w.field, limit, used, errdefs.ErrFailedPrecondition)
 	}
 	return nil

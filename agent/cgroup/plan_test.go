@@ -159,7 +159,7 @@ func scratch(t *testing.T, files map[string]string) Dir {
 func TestLimitWritesAllOrNothing(t *testing.T) {
 	before := map[string]string{
 		"pids.max": "max", "cpu.max": "max 100000", "cpu.weight": "100", "cpu.max.burst": "0", "cpu.idle": "0",
-		"memory.max": "max", "memory.low": "0", "memory.swap.max": "max", "memory.current": "5000", "memory.reclaim": "",
+		"memory.max": "max", "memory.low": "0", "memory.swap.max": "max", "memory.current": "5000", "memory.reclaim": "", "memory.stat": "anon 4940\ninactive_file 30\nactive_file 30",
 		"cpuset.cpus": "", "../cpuset.cpus.effective": "0-3", "io.max": "", "hugetlb.2MB.max": "max",
 	}
 	for name, tc := range map[string]struct {
@@ -170,12 +170,13 @@ func TestLimitWritesAllOrNothing(t *testing.T) {
 	}{
 		"all":              {`{"memory":{"limit":6000},"cpu":{"shares":2,"quota":1000,"cpus":"1,3"},"pids":{"limit":3}}`, nil, "", map[string]string{"memory.max": "6000", "cpu.weight": "1", "cpu.max": "1000 100000", "cpuset.cpus": "1,3", "pids.max": "3"}},
 		"without rsvd":     {`{"hugepageLimits":[{"pageSize":"2MB","limit":0}]}`, nil, "", map[string]string{"hugetlb.2MB.max": "0"}},
-		"below the use":    {`{"pids":{"limit":3},"memory":{"limit":4999}}`, errdefs.IsFailedPrecondition, "4999 bytes, and the container uses 5000", map[string]string{"memory.reclaim": "1"}},
+		"below the use":    {`{"pids":{"limit":3},"memory":{"limit":4900}}`, errdefs.IsFailedPrecondition, "4900 bytes, and the container uses 5000", nil},
 		"no such CPU":      {`{"pids":{"limit":3},"cpu":{"cpus":"3-4"}}`, errdefs.IsInvalidArgument, `"3-4", and the guest has "0-3"`, nil},
 		"no such file":     {`{"pids":{"limit":3},"cpu":{"mems":"0"}}`, errdefs.IsInvalidArgument, "cpu.mems: the guest's kernel has no cpuset.mems", nil},
 		"no such page":     {`{"pids":{"limit":3},"hugepageLimits":[{"pageSize":"1GB","limit":0}]}`, errdefs.IsInvalidArgument, "hugetlb.1GB.max", nil},
 		"no list":          {`{"cpu":{"cpus":"a"}}`, errdefs.IsInvalidArgument, "no list of numbers", nil},
-		"unified in units": {`{"unified":{"memory.max":"4K"}}`, errdefs.IsFailedPrecondition, "4096 bytes", map[string]string{"memory.reclaim": "904"}},
+		"cache makes way":  {`{"memory":{"limit":4950}}`, errdefs.IsFailedPrecondition, "uses 5000", map[string]string{"memory.reclaim": "50"}}, // here it does not
+		"unified in units": {`{"unified":{"memory.max":"4K"}}`, errdefs.IsFailedPrecondition, "4096 bytes", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := scratch(t, before)

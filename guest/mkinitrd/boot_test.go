@@ -57,7 +57,7 @@ func TestBoot(t *testing.T) {
 	if err := vm.Run(); err != nil {
 		t.Fatalf("boot: %v\n%s\n%s", err, &stderr, &console)
 	}
-	for _, want := range []string{"virtiofs", "virtio_console", "virtio_net", "virtio_rng", "vmw_vsock_virtio_transport", "AF_VSOCK"} {
+	for _, want := range []string{"virtiofs", "virtio_console", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_mem", "vmw_vsock_virtio_transport", "AF_VSOCK"} {
 		if !strings.Contains(console.String(), "init: has "+want+"\r\n") {
 			t.Errorf("guest has no %s; its console:\n%s", want, &console)
 		}

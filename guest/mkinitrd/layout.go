@@ -29,6 +29,8 @@ func guestModules() []string {
 		"virtiofs",                   // shared directories
 		"virtio_net",                 // network interfaces
 		"virtio_rng",                 // entropy from the host
+		"virtio_balloon",             // memory back to the host
+		"virtio_mem",                 // memory that comes and goes
 	}
 }
 

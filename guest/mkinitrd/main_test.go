@@ -52,7 +52,7 @@ func inputs(t *testing.T) string {
 	}
 	var index strings.Builder
 	for _, m := range []string{
-		"virtio.ko:", "virtio_pci.ko: virtio.ko", "vmw_vsock_virtio_transport.ko: virtio.ko", "virtiofs.ko: virtio.ko", "virtio_net.ko: virtio.ko", "virtio-rng.ko: virtio.ko",
+		"virtio.ko:", "virtio_pci.ko: virtio.ko", "vmw_vsock_virtio_transport.ko: virtio.ko", "virtiofs.ko: virtio.ko", "virtio_net.ko: virtio.ko", "virtio-rng.ko: virtio.ko", "virtio_balloon.ko: virtio.ko", "virtio_mem.ko: virtio.ko",
 		"vxlan.ko: udp_tunnel.ko virtio_net.ko", "udp_tunnel.ko:", "tun.ko:", "wifi.ko:",
 	} {
 		file, _, _ := strings.Cut(m, ":")
@@ -112,7 +112,7 @@ func TestRunLayout(t *testing.T) {
 		"040755 dev", "020600 dev/console", "020666 dev/null",
 		"100755 init",
 		"040755 lib", "040755 lib/modules", "100644 lib/modules/load",
-		"100644 lib/modules/virtio.ko", "100644 lib/modules/virtio_net.ko", "100644 lib/modules/virtio_pci.ko", "100644 lib/modules/virtio_rng.ko",
+		"100644 lib/modules/virtio.ko", "100644 lib/modules/virtio_balloon.ko", "100644 lib/modules/virtio_mem.ko", "100644 lib/modules/virtio_net.ko", "100644 lib/modules/virtio_pci.ko", "100644 lib/modules/virtio_rng.ko",
 		"100644 lib/modules/virtiofs.ko", "100644 lib/modules/vmw_vsock_virtio_transport.ko",
 		"040755 modules", "100644 modules/index",
 		"100644 modules/tun.ko.gz", "100644 modules/udp_tunnel.ko.gz", "100644 modules/vxlan.ko.gz",
@@ -127,6 +127,8 @@ func TestRunLayout(t *testing.T) {
 /lib/modules/virtiofs.ko
 /lib/modules/virtio_net.ko
 /lib/modules/virtio_rng.ko
+/lib/modules/virtio_balloon.ko
+/lib/modules/virtio_mem.ko
 `
 	if diff := cmp.Diff(wantLoad, contents["lib/modules/load"]); diff != "" {
 		t.Errorf("load order (-want +got):\n%s", diff)

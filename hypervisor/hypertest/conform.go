@@ -227,6 +227,9 @@ func testKilled(t *testing.T, c *conformance) {
 	if reason == nil || strings.Contains(reason.Error(), "\n") {
 		t.Fatalf("Err: %v, want a reason in one line", reason)
 	}
+	if !errors.Is(reason, hypervisor.ErrKilled) {
+		t.Errorf("Err: %v, want an ErrKilled", reason)
+	}
 	if err := <-accepted; !errors.Is(err, reason) {
 		t.Errorf("Accept: %v, want the reason %v", err, reason)
 	}

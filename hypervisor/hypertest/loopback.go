@@ -21,6 +21,9 @@ type Loopback struct {
 	// Guest is the guest's whole life. Its return powers the VM off; an error is
 	// why. ctx ends when the VM is stopped.
 	Guest func(ctx context.Context, g *GuestEnd) error
+	// Resize, if not nil, tells what the VM has after it was to have want, which is
+	// possible, and what is missing. Otherwise it has that.
+	Resize func(want hypervisor.Size) (hypervisor.Size, error)
 }
 
 // Check implements hypervisor.Hypervisor.
@@ -37,6 +40,7 @@ func (l *Loopback) Start(_ context.Context, cfg hypervisor.Config) (hypervisor.V
 	ctx, cancel := context.WithCancelCause(context.Background())
 	g := &GuestEnd{Config: cfg, ctx: ctx, control: make(chan net.Conn), ports: map[uint32]*listener{}}
 	g.cond.L = &g.mu
+	g.size, g.memory = hypervisor.Size{VCPUs: cfg.VCPUs, MemoryMiB: cfg.MemoryMiB}, cfg.MemoryMiB
 	for i, d := range cfg.Devices {
 		if err := g.plug(d); err != nil {
 			cancel(err)
@@ -50,7 +54,7 @@ func (l *Loopback) Start(_ context.Context, cfg hypervisor.Config) (hypervisor.V
 			return nil, err
 		}
 	}
-	v := &VM{guest: g, cancel: cancel, done: make(chan struct{})}
+	v := &VM{guest: g, resize: l.Resize, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		err := l.Guest(ctx, g)
 		if cause := context.Cause(ctx); cause != nil {
@@ -78,6 +82,7 @@ var (
 // A VM is a Loopback's.
 type VM struct {
 	guest  *GuestEnd
+	resize func(hypervisor.Size) (hypervisor.Size, error)
 	cancel context.CancelCauseFunc
 	done   chan struct{}
 	err    error
@@ -101,7 +106,8 @@ func (v *VM) Accept(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-// Dial implements hypervisor.VM; it waits for the guest to listen.
+// Dial implements hypervisor.VM; it waits for the guest to listen,
+// and where it is paused to be resumed.
 func (v *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -172,11 +178,12 @@ type GuestEnd struct {
 	control chan net.Conn
 
 	mu      sync.Mutex
-	cond    sync.Cond // a port or a device has come or gone, or the guest has ended
+	cond    sync.Cond // a port, a device, or the size has changed, or the guest has ended
 	ports   map[uint32]*listener
 	devices []hypervisor.Device
 	conns   []net.Conn
 	closed  bool
+	sizing
 }
 
 // DialControl makes the control connection to the host.
@@ -225,7 +232,7 @@ func (g *GuestEnd) await(ctx context.Context, port uint32) (*listener, error) {
 	defer context.AfterFunc(ctx, g.cond.Broadcast)()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.ports[port] == nil {
+	for g.ports[port] == nil || g.paused {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
@@ -241,6 +248,7 @@ func (g *GuestEnd) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
+	g.trim(0)
 	for _, c := range g.conns {
 		c.Close() //nolint:errcheck // the guest may have closed it
 	}

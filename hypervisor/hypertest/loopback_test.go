@@ -2,7 +2,6 @@ package hypertest_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -26,7 +25,7 @@ func TestLoopbackConforms(t *testing.T) {
 			},
 			Port:  stream.Port,
 			Greet: offer,
-			Kill:  func(vm hypervisor.VM) { vm.(*hypertest.VM).Crash(errors.New("killed by SIGKILL")) },
+			Kill:  func(vm hypervisor.VM) { vm.(*hypertest.VM).Crash(hypervisor.ErrKilled) },
 		}
 	})
 }

@@ -1,13 +1,14 @@
 package qemu
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
-	"strconv"
 	"strings"
 
 	"github.com/husk-containers/husk/hypervisor"
+	"github.com/husk-containers/husk/hypervisor/qemu/memory"
 )
 
 // firstFD is where QEMU's inherited descriptors begin.
@@ -19,6 +20,8 @@ type machine struct {
 	machineType string // "q35"
 	accelerator string // "kvm" or "tcg"
 	cpuModel    string // "" for the accelerator's best
+	// freePageReporting has the guest report what memory it does not use.
+	freePageReporting bool
 	// Descriptors, as QEMU numbers them.
 	qmpFD, consoleFD, kernelFD, initrdFD int
 	channel                              channelDevice
@@ -69,30 +72,38 @@ func argv(m machine) ([]string, error) {
 		cpu = or(cpu, "host")
 	case "tcg":
 		cpu = or(cpu, tcgCPU)
-		accel = "tcg,thread=multi"
+		accel = "tcg,thread=multi,tb-size=" + tbSize
 	default:
 		bad("accelerator %q is neither kvm nor tcg", m.accelerator)
 	}
 	if m.machineType != "q35" {
 		bad("machine type %q is not q35", m.machineType)
 	}
-	size := strconv.Itoa(m.MemoryMiB) + "M"
+	if n := m.MemoryNode; n != nil && *n < 0 {
+		bad("host NUMA node %d is negative", *n)
+	}
+	ram, err := json.Marshal(memory.Backend("ram", m.MemoryMiB, m.MemoryNode))
+	if err != nil {
+		bad("memory: %w", err)
+	}
 	args := []string{
-		"-name", "husk-" + m.ID,
+		// Threads with names: "CPU 0/KVM" is a vCPU's.
+		"-name", "husk-" + m.ID + ",debug-threads=on",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", sandbox,
 		"-accel", accel,
 		"-machine", m.machineType + ",memory-backend=ram,dump-guest-core=off,usb=off,vmport=off,sata=off,smbus=off",
 		"-cpu", cpu,
 		"-smp", smp(m),
-		"-m", size,
-		"-object", "memory-backend-memfd,id=ram,share=on,size=" + size,
+		"-m", memorySize(m),
+		"-object", string(ram),
 		"-kernel", inherited(m.kernelFD),
 		"-initrd", inherited(m.initrdFD),
 		"-append", kernelParams(m),
 		"-chardev", socket("qmp", m.qmpFD), "-mon", "chardev=qmp,mode=control",
 		"-chardev", socket("console", m.consoleFD), "-serial", "chardev:console",
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
+		"-device", fmt.Sprintf("virtio-balloon-pci,id=%s,deflate-on-oom=on,free-page-reporting=%s", memory.Balloon, onOff(m.freePageReporting)),
 	}
 	args = append(args, m.channel.args()...)
 	args = append(args, "-device", bridge)
@@ -150,6 +161,25 @@ func (c channelDevice) args() []string {
 	}
 }
 
+// tbSize is how much translated code TCG keeps, in MiB; without a word it takes a
+// gigabyte of the pod's memory as time goes by. See docs/decisions/027.
+const tbSize = "64"
+
+// memorySize is what there is at the boot, and room for more.
+func memorySize(m machine) string {
+	size := fmt.Sprintf("%dM", m.MemoryMiB)
+	if room := memory.Room(m.MemoryMiB, m.MaxMemoryMiB); room > 0 {
+		size += fmt.Sprintf(",maxmem=%dM", m.MemoryMiB+room)
+	}
+	return size
+}
+
+// hotplugParams have the guest take memory into use by itself, three parts for what can
+// be moved, and so be given back, for each that cannot (Linux's own default for that
+// policy). Room above 4 GiB makes Linux set 64 MiB aside for devices that cannot
+// reach there; virtio's can.
+const hotplugParams = "memhp_default_state=online memory_hotplug.online_policy=auto-movable swiotlb=noforce"
+
 // kernelParams is the guest's command line. The console stays quiet: a verbose
 // one costs half a second under TCG; a panic still shows. The check of the timer's
 // interrupts takes a host that is late with them for broken hardware and panics;
@@ -158,26 +188,39 @@ func (c channelDevice) args() []string {
 // 6.1 leave out its own checks of security.* attributes, and any user may then take
 // the capabilities off a file.
 func kernelParams(m machine) string {
-	return strings.Join(strings.Fields("console=ttyS0 quiet panic=-1 no_timer_check lsm=landlock,yama "+m.channel.param+" "+m.KernelParams), " ")
+	params := "console=ttyS0 quiet panic=-1 no_timer_check lsm=landlock,yama "
+	if m.MaxMemoryMiB > m.MemoryMiB {
+		params += hotplugParams + " "
+	}
+	return strings.Join(strings.Fields(params+m.channel.param+" "+m.KernelParams), " ")
 }
 
 func socket(id string, fd int) string { return fmt.Sprintf("socket,id=%s,fd=%d", id, fd) }
 
-// smp is the number of CPUs, and under TCG room for a second. With one possible CPU
+// smp is the number of CPUs and how many there is room for, under TCG for a second at least. With one possible CPU
 // QEMU 7.2 translates the guest's memory barriers and locked instructions to
 // nothing that another thread of the host would heed (accel/tcg, CF_PARALLEL): a
 // virtio notification can then be lost, and the guest waits for ever. Devices run
 // in other threads and processes.
 func smp(m machine) string {
-	if m.accelerator == "tcg" && m.VCPUs == 1 {
-		return "1,maxcpus=2"
+	most := max(m.VCPUs, m.MaxVCPUs)
+	if m.accelerator == "tcg" {
+		most = max(most, 2)
 	}
-	return strconv.Itoa(m.VCPUs)
+	// One socket and one thread of a core, whatever QEMU's version makes of the numbers.
+	return fmt.Sprintf("cpus=%d,maxcpus=%d,sockets=1,cores=%d,threads=1", m.VCPUs, most, most)
 }
 
 // inherited names a descriptor as a file: QEMU's user need not be able to reach
 // the path that it was opened by.
 func inherited(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
 
 func or(s, otherwise string) string {
 	if s == "" {

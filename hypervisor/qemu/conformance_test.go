@@ -35,11 +35,15 @@ func TestConformance(t *testing.T) {
 				cfg.Kernel, cfg.Initrd = guestKernel, guestImage
 				return hypertest.Subject{
 					Hypervisor: q, Config: cfg, Port: stream.Port,
-					Greet: func(ctx context.Context, conn net.Conn) error { return stream.Offer(ctx, conn, stream.NewToken()) },
+					Greet: offerToken,
 				}
 			})
 		})
 	}
+}
+
+func offerToken(ctx context.Context, conn net.Conn) error {
+	return stream.Offer(ctx, conn, stream.NewToken())
 }
 
 func TestNICConformance(t *testing.T) {

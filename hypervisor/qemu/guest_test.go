@@ -33,7 +33,7 @@ import (
 //	                       up; "ok NAME MTU"
 //	gone MAC               wait until there is no such interface; "ok"
 //
-// On TCP port echoPort of every interface it sends back what it gets.
+// and what is in guest_size_test.go. On TCP port echoPort of every interface it sends back what it gets.
 const (
 	guestPort = 2000
 	echoPort  = 7
@@ -128,7 +128,7 @@ func obey(words []string) string {
 		}
 		return "ok"
 	}
-	return fmt.Sprintf("no such command: %q", words)
+	return obeySize(words)
 }
 
 // awaitLink waits until there is an interface with that MAC, or none.
@@ -245,5 +245,6 @@ func testGuest(t *testing.T, channels ...string) (*QEMU, hypervisor.Config) {
 		q.Channels = channels
 	}
 	cfg.Kernel, cfg.MemoryMiB = guestKernel, 256
+	q.FreePageReporting = true
 	return q, cfg
 }

@@ -17,6 +17,9 @@ const (
 	// maxNICs is how many slots the bridge has: 32 (PCI-to-PCI Bridge Architecture
 	// Specification 1.2), without the first, which is a controller's.
 	maxNICs = 31
+	// memorySlot is that first slot, which is free without a controller: it takes the
+	// device for memory.
+	memorySlot = "0"
 )
 
 // bridge is the device that nicBus is. ACPI does the hot-plug; without a

@@ -140,6 +140,8 @@ func (v *vm) whyNot(err error) error {
 func (v *vm) watch() {
 	defer close(v.watched)
 	for e := range v.qmp.Events() {
+		v.cpus.Event(e)
+		v.memory.Event(e)
 		var data struct {
 			Device string `json:"device"`
 		}

@@ -18,7 +18,9 @@ import (
 
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/hypervisor/channel"
+	"github.com/husk-containers/husk/hypervisor/qemu/memory"
 	"github.com/husk-containers/husk/hypervisor/qemu/qmp"
+	"github.com/husk-containers/husk/hypervisor/qemu/vcpu"
 	"github.com/husk-containers/husk/hypervisor/virtiofs"
 	"github.com/husk-containers/husk/internal/child"
 	"github.com/husk-containers/husk/internal/hostcheck"
@@ -43,6 +45,9 @@ type Options struct {
 	User string
 	// Machine type; "q35".
 	Machine string
+	// FreePageReporting has the guest tell which of its memory is free, and the host
+	// take that back.
+	FreePageReporting bool
 	// Virtiofsd is its path; empty means the usual places.
 	Virtiofsd string
 	// VirtiofsdCache is "auto", "always" or "never".
@@ -130,7 +135,7 @@ func (q *QEMU) Start(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM,
 	if err := hostcheck.CheckInitrd(cfg.Initrd); err != nil {
 		return nil, err
 	}
-	m := machine{Config: cfg, machineType: q.Machine, cpuModel: q.CPUModel}
+	m := machine{Config: cfg, machineType: q.Machine, cpuModel: q.CPUModel, freePageReporting: q.FreePageReporting}
 	accelerator, way := q.accelerator(kvmUsable), q.channel(channel.VsockUsable)
 	for _, c := range []hypervisor.Capability{accelerator, way} {
 		if c.Value == "" {
@@ -141,7 +146,7 @@ func (q *QEMU) Start(ctx context.Context, cfg hypervisor.Config) (hypervisor.VM,
 	if accelerator.Reason != "" {
 		q.Log.Warn("the guest runs under TCG, which is slow", "reason", accelerator.Reason)
 	}
-	v := &vm{log: q.Log, stopping: make(chan struct{}), done: make(chan struct{}), watched: make(chan struct{})}
+	v := &vm{log: q.Log, turn: make(chan struct{}, 1), stopping: make(chan struct{}), done: make(chan struct{}), watched: make(chan struct{})}
 	if err := q.start(ctx, v, m, way.Value); err != nil {
 		return nil, errors.Join(err, v.held.Run(ctx))
 	}
@@ -230,6 +235,8 @@ func (q *QEMU) start(ctx context.Context, v *vm, m machine, kind string) error {
 	if v.qmp, err = qmp.New(ctx, qmpConn); err != nil {
 		return fmt.Errorf("start qemu: %w", v.startCause(err))
 	}
+	v.cpus = vcpu.New(v.qmp, m.VCPUs, m.MaxVCPUs, m.accelerator == "tcg", v.done)
+	v.memory = memory.New(v.qmp, m.MemoryMiB, m.MaxMemoryMiB, m.MemoryNode, memory.Place{Bus: nicBus, Addr: memorySlot}, v.done)
 	return nil
 }
 

@@ -129,7 +129,7 @@ func TestQEMUIsConfinedAndItsDeathIsTheReason(t *testing.T) {
 	case <-time.After(2 * time.Second):
 		t.Fatal("the VM is not done 2 s after its QEMU was killed")
 	}
-	if err := v.Err(); err == nil || !strings.Contains(err.Error(), "qemu") || !strings.Contains(err.Error(), "SIGKILL") {
+	if err := v.Err(); !errors.Is(err, hypervisor.ErrKilled) || !strings.Contains(err.Error(), "qemu has ended: killed by SIGKILL") {
 		t.Errorf("Err: %v, want QEMU's death by SIGKILL", err)
 	}
 	if err := syscall.Kill(pids["virtiofsd"], 0); !errors.Is(err, syscall.ESRCH) {
@@ -162,7 +162,7 @@ func TestVirtiofsdsDeathIsTheReason(t *testing.T) {
 	case <-time.After(2 * time.Second):
 		t.Fatal("the VM is not done 2 s after its virtiofsd was killed")
 	}
-	if err := v.Err(); err == nil || !strings.Contains(err.Error(), "virtiofsd") || !strings.Contains(err.Error(), "SIGKILL") {
+	if err := v.Err(); !errors.Is(err, hypervisor.ErrKilled) || !strings.Contains(err.Error(), "virtiofsd ended: killed by SIGKILL") {
 		t.Errorf("Err: %v, want virtiofsd's death by SIGKILL", err)
 	}
 	if err := syscall.Kill(v.PID(), 0); !errors.Is(err, syscall.ESRCH) {

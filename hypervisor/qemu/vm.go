@@ -9,8 +9,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/hypervisor/channel"
+	"github.com/husk-containers/husk/hypervisor/qemu/memory"
 	"github.com/husk-containers/husk/hypervisor/qemu/qmp"
+	"github.com/husk-containers/husk/hypervisor/qemu/vcpu"
 	"github.com/husk-containers/husk/hypervisor/virtiofs"
 	"github.com/husk-containers/husk/internal/child"
 	"github.com/husk-containers/husk/internal/undo"
@@ -30,6 +33,9 @@ type vm struct {
 	child   *child.Child
 	qmp     *qmp.Client
 	nics    slots
+	cpus    *vcpu.CPUs
+	memory  *memory.Memory
+	turn    chan struct{} // holds one element while the VM's size is being changed
 	watched chan struct{} // closed when the last of QEMU's events was taken
 
 	stopOnce sync.Once
@@ -193,8 +199,14 @@ func (v *vm) startCause(err error) error {
 	if err := v.helperKilled(); err != nil {
 		return err
 	}
+	if killed(v.child) {
+		return fmt.Errorf("qemu has ended: %w", hypervisor.ErrKilled)
+	}
 	return errors.New(v.child.Cause())
 }
+
+// killed tells of a process that has ended whether SIGKILL ended it.
+func killed(c *child.Child) bool { return c.Status() == hypervisor.ErrKilled.Error() }
 
 // helperKilled returns the error of a helper that was killed, if one was: that is
 // what ended QEMU, or will be what is wrong with it.
@@ -232,6 +244,9 @@ func (v *vm) childCause() error {
 	}
 	if v.child.Status() == "exit status 0" {
 		return fmt.Errorf("the guest has powered itself off%s", v.lastWords())
+	}
+	if killed(v.child) {
+		return fmt.Errorf("qemu has ended: %w%s", hypervisor.ErrKilled, v.lastWords())
 	}
 	return fmt.Errorf("qemu has ended: %s%s", v.child.Cause(), v.lastWords())
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/internal/child"
 	"github.com/husk-containers/husk/internal/hostcheck"
 )
@@ -257,12 +258,24 @@ func (d *Daemon) Err() error {
 	if d.stopped {
 		return nil
 	}
+	switch d.child.Cause() {
+	case hypervisor.ErrKilled.Error():
+		return fmt.Errorf("virtiofsd ended: %w", hypervisor.ErrKilled)
+	case helperLost:
+		return fmt.Errorf("virtiofsd ended: %s without a word; the process of it that serves was perhaps %w", helperLost, hypervisor.ErrKilled)
+	}
 	return fmt.Errorf("virtiofsd ended: %s", d.child.Cause())
 }
 
-// Killed tells, after Done, whether a signal ended the daemon; of itself it ends
+// helperLost is how C ends when its own child, which serves, was killed: the signal it does
+// not pass on, and other errors it tells.
+const helperLost = "exit status 1"
+
+// Killed tells, after Done, whether a signal ended the daemon or its child; of itself it ends
 // when its peer does.
-func (d *Daemon) Killed() bool { return strings.HasPrefix(d.child.Status(), "killed by") }
+func (d *Daemon) Killed() bool {
+	return strings.HasPrefix(d.child.Status(), "killed by") || d.child.Cause() == helperLost
+}
 
 // Stop ends the daemon. It is killed: all that it has answered is in the host's
 // file system. Stop is idempotent.

@@ -29,7 +29,10 @@ func Status(ctx context.Context, shim statedir.Shim) (*operatorv1.StatusResponse
 	resp, err := call(ctx, shim, statusTimeout, func(ctx context.Context, c operatorv1.OperatorService) (*operatorv1.StatusResponse, error) {
 		return c.Status(ctx, &operatorv1.StatusRequest{})
 	})
-	if err != nil {
+	switch {
+	case errdefs.IsNotImplemented(err):
+		return nil, fmt.Errorf("the shim does not serve the operator: it is one of an older build, as pods have that were started before an update: %w", err)
+	case err != nil:
 		return nil, err
 	}
 	if err := resp.Validate(); err != nil {
@@ -66,10 +69,10 @@ func Resume(ctx context.Context, shim statedir.Shim) error {
 // act calls a shim that answers. One that is stopped would do later, when it goes on, what
 // its operator was told has failed.
 func act[T any](ctx context.Context, shim statedir.Shim, timeout time.Duration, f func(context.Context, operatorv1.OperatorService) (*T, error)) (*T, error) {
-	if _, err := Status(ctx, shim); errdefs.IsUnavailable(err) || ctx.Err() != nil {
+	if _, err := Status(ctx, shim); err != nil {
 		return nil, err
 	}
-	return call(ctx, shim, timeout, f) // whose error says what Status's would have
+	return call(ctx, shim, timeout, f)
 }
 
 // call connects to the shim and calls it, once.
@@ -101,8 +104,6 @@ func call[T any](ctx context.Context, shim statedir.Shim, timeout time.Duration,
 		return nil, fmt.Errorf("the shim does not answer within %v: it is stopped or hangs; containerd's log has the shim's: %w", timeout, errdefs.ErrUnavailable)
 	case closed:
 		return nil, fmt.Errorf("the shim has closed the connection without an answer: it ends just now, or containerd's log says why: %w", errdefs.ErrUnavailable)
-	case errdefs.IsNotImplemented(err):
-		return nil, fmt.Errorf("the shim cannot do this, as one of an older build, or its VM cannot: %w", err)
 	}
 	return nil, err
 }

@@ -44,6 +44,7 @@ type Machine struct {
 type Reclaimed struct{ BeforeMiB, AfterMiB int }
 
 // A Sandbox is what the service needs of one. What its VM cannot do is NotImplemented.
+// Errors name what was to be done.
 type Sandbox interface {
 	Machine() Machine
 	// VCPUThreads returns the host's thread ids of the vCPUs, by their numbers.
@@ -93,7 +94,7 @@ func (s *Service) Register(server *ttrpc.Server) { operatorv1.RegisterOperatorSe
 func (s *Service) Status(ctx context.Context, _ *operatorv1.StatusRequest) (*operatorv1.StatusResponse, error) {
 	sandbox, err := s.sandbox()
 	if err != nil {
-		return nil, edge("look at the sandbox", err)
+		return nil, edge(err)
 	}
 	m := sandbox.Machine()
 	resp := &operatorv1.StatusResponse{
@@ -129,31 +130,30 @@ func size(vcpus, memoryMiB int) *operatorv1.Size {
 
 // Reclaim asks the guest for memory. One whose vCPUs stand still cannot give any.
 func (s *Service) Reclaim(ctx context.Context, _ *operatorv1.ReclaimRequest) (*operatorv1.ReclaimResponse, error) {
-	const what = "reclaim memory"
 	sandbox, err := s.sandbox()
 	if err != nil {
-		return nil, edge(what, err)
+		return nil, edge(err)
 	}
 	if sandbox.Machine().Paused {
-		return nil, edge(what, fmt.Errorf("the sandbox is paused, and its guest cannot give any back: resume it first: %w", errdefs.ErrFailedPrecondition))
+		return nil, edge(fmt.Errorf("the sandbox is paused, and its guest cannot give any back: resume it first: %w", errdefs.ErrFailedPrecondition))
 	}
 	ctx, cancel := context.WithTimeout(ctx, reclaimTimeout)
 	defer cancel()
 	r, err := sandbox.Reclaim(ctx)
 	if err != nil {
-		return nil, edge(what, err)
+		return nil, edge(err)
 	}
 	return &operatorv1.ReclaimResponse{BeforeMib: uint64(max(r.BeforeMiB, 0)), AfterMib: uint64(max(r.AfterMiB, 0))}, nil
 }
 
 // Pause stops the VM.
 func (s *Service) Pause(ctx context.Context, _ *operatorv1.PauseRequest) (*operatorv1.PauseResponse, error) {
-	return &operatorv1.PauseResponse{}, edge("pause the sandbox", s.with(ctx, Sandbox.Pause))
+	return &operatorv1.PauseResponse{}, edge(s.with(ctx, Sandbox.Pause))
 }
 
 // Resume has the VM go on.
 func (s *Service) Resume(ctx context.Context, _ *operatorv1.ResumeRequest) (*operatorv1.ResumeResponse, error) {
-	return &operatorv1.ResumeResponse{}, edge("resume the sandbox", s.with(ctx, Sandbox.Resume))
+	return &operatorv1.ResumeResponse{}, edge(s.with(ctx, Sandbox.Resume))
 }
 
 func (s *Service) with(ctx context.Context, act func(Sandbox, context.Context) error) error {
@@ -167,11 +167,11 @@ func (s *Service) with(ctx context.Context, act func(Sandbox, context.Context) e
 }
 
 // edge is where an error's class becomes a status, and its text a line.
-func edge(what string, err error) error {
+func edge(err error) error {
 	if err == nil {
 		return nil
 	}
-	return errgrpc.ToGRPC(line{fmt.Errorf("%s: %w", what, err)})
+	return errgrpc.ToGRPC(line{err})
 }
 
 // line is an error whose text is a line.

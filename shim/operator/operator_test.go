@@ -175,12 +175,12 @@ func TestErrorsKeepTheirClass(t *testing.T) {
 		class      func(error) bool
 		call       func() error
 	}{
-		{"reclaim", "reclaim memory: no balloon; here", errdefs.IsNotImplemented, func() error { _, err := broken.Reclaim(ctx, &operatorv1.ReclaimRequest{}); return err }},
-		{"pause", "pause the sandbox: no balloon; here", errdefs.IsNotImplemented, func() error { _, err := broken.Pause(ctx, &operatorv1.PauseRequest{}); return err }},
-		{"resume", "resume the sandbox: no balloon; here", errdefs.IsNotImplemented, func() error { _, err := broken.Resume(ctx, &operatorv1.ResumeRequest{}); return err }},
-		{"status of none", "look at the sandbox: not created yet", errdefs.IsUnavailable, func() error { _, err := absent.Status(ctx, &operatorv1.StatusRequest{}); return err }},
-		{"reclaim of none", "reclaim memory: not created yet", errdefs.IsUnavailable, func() error { _, err := absent.Reclaim(ctx, &operatorv1.ReclaimRequest{}); return err }},
-		{"pause of none", "pause the sandbox: not created yet", errdefs.IsUnavailable, func() error { _, err := absent.Pause(ctx, &operatorv1.PauseRequest{}); return err }},
+		{"reclaim", "no balloon; here", errdefs.IsNotImplemented, func() error { _, err := broken.Reclaim(ctx, &operatorv1.ReclaimRequest{}); return err }},
+		{"pause", "no balloon; here", errdefs.IsNotImplemented, func() error { _, err := broken.Pause(ctx, &operatorv1.PauseRequest{}); return err }},
+		{"resume", "no balloon; here", errdefs.IsNotImplemented, func() error { _, err := broken.Resume(ctx, &operatorv1.ResumeRequest{}); return err }},
+		{"status of none", "not created yet", errdefs.IsUnavailable, func() error { _, err := absent.Status(ctx, &operatorv1.StatusRequest{}); return err }},
+		{"reclaim of none", "not created yet", errdefs.IsUnavailable, func() error { _, err := absent.Reclaim(ctx, &operatorv1.ReclaimRequest{}); return err }},
+		{"pause of none", "not created yet", errdefs.IsUnavailable, func() error { _, err := absent.Pause(ctx, &operatorv1.PauseRequest{}); return err }},
 	} {
 		if err := errgrpc.ToNative(tt.call()); !tt.class(err) || !strings.HasPrefix(err.Error(), tt.want) {
 			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)

@@ -39,7 +39,7 @@ func run() error {
 	if strings.Contains(string(filesystems), "\tvirtiofs\n") {
 		fmt.Println("init: has virtiofs")
 	}
-	for _, driver := range []string{"virtio_console", "virtio_net", "virtio_rng", "vmw_vsock_virtio_transport"} {
+	for _, driver := range []string{"virtio_console", "virtio_net", "virtio_rng", "virtio_balloon", "virtio_mem", "vmw_vsock_virtio_transport"} {
 		if _, err := os.Stat("/sys/bus/virtio/drivers/" + driver); err == nil {
 			fmt.Println("init: has", driver)
 		}

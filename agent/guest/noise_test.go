@@ -1,0 +1,96 @@
+package guest
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+)
+
+// noises are containers without limits of their own. One that kills itself is run in a
+// loop.
+var noises = []struct{ name, script string }{
+	{"fork bomb", `f() { while :; do f & done; }; f`},
+	{"memory hog", `while :; do dd if=/dev/zero of=/dev/null bs=400M count=1; done`},
+	{"disk filler", `while :; do dd if=/dev/zero of=/tmp/f bs=1M count=1000; done`},
+	{"fd hog", `i=0; while :; do sh -c 'i=3; while [ $i -lt 5000 ]; do eval "exec $i</dev/null" || break; i=$((i+1)); done; sleep 1000' & i=$((i+1)); [ $i -lt 50 ] || wait; done`},
+	{"log flood", `yes`},
+}
+
+// bound is what a sibling's exec and statistics may take: a bound, and no figure of how
+// long they do, which is logged.
+const bound = 60 * time.Second
+
+// TestNoisyContainers holds that an exec in a container and its statistics are answered
+// whatever a sibling does, and that the sibling can be removed.
+func TestNoisyContainers(t *testing.T) {
+	g := boot(t, nil)
+	g.run("quiet", "sleep 1000", nil)
+	measure := func(name string) {
+		t.Helper()
+		var execs, stats []time.Duration
+		for i := range 5 {
+			begin := time.Now()
+			if out, err := g.exec("quiet", fmt.Sprint("e", i), "echo lives"); out != "lives" || err != nil {
+				t.Errorf("%s: exec in the sibling: %q, %v", name, out, err)
+			}
+			execs = append(execs, time.Since(begin))
+			begin = time.Now()
+			g.stats("quiet")
+			stats = append(stats, time.Since(begin))
+		}
+		slices.Sort(execs)
+		slices.Sort(stats)
+		t.Logf("%s: exec median %s, worst %s; statistics median %s, worst %s", name, execs[2], execs[4], stats[2], stats[4])
+		if worst := max(execs[4], stats[4]); worst > bound {
+			t.Errorf("%s: the sibling waits %s", name, worst)
+		}
+	}
+	measure("none")
+	for _, noise := range noises {
+		g.run("noisy", noise.script, nil)
+		measure(noise.name)
+		s := g.stats("noisy")
+		t.Logf("%s: %d processes, %d MiB at most, %d killed", noise.name, s.GetPids().GetCurrent(), s.GetMemory().GetMaxUsage()>>20, s.GetMemoryEvents().GetOomKill())
+		begin := time.Now()
+		if err := g.remove("noisy"); err != nil {
+			t.Fatalf("%s: %v", noise.name, err)
+		}
+		t.Logf("%s: removed in %s", noise.name, time.Since(begin))
+	}
+}
+
+// TestOutOfMemory holds that the right container is told of, whichever limit was met.
+func TestOutOfMemory(t *testing.T) {
+	g := boot(t, nil)
+	events, err := g.WatchEvents(g.ctx, &agentv1.WatchEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.run("quiet", "sleep 1000", nil)
+	for id, r := range map[string]string{"limited": `{"memory":{"limit":33554432}}`, "unlimited": `{}`} {
+		g.run(id, "exec dd if=/dev/zero of=/dev/null bs=400M count=1", resources(t, r))
+		exit := g.wait(id)
+		if exit.GetExitStatus() != 137 || exit.GetOomEvents() == 0 {
+			t.Errorf("%s: %v", id, exit)
+		}
+		e, err := events.Recv()
+		if err != nil || e.GetOom().GetContainerId() != id {
+			t.Errorf("%s: event %v, %v", id, e, err)
+		}
+		if s := g.stats(id); s.GetMemoryEvents().GetOomKill() == 0 {
+			t.Errorf("%s: %v", id, s.GetMemoryEvents())
+		}
+		if err := g.remove(id); err != nil {
+			t.Error(err)
+		}
+	}
+	if out, err := g.exec("quiet", "e", "echo lives"); out != "lives" || err != nil {
+		t.Errorf("the sibling: %q, %v", out, err)
+	}
+	if s := g.stats("quiet"); s.GetMemoryEvents().GetOomKill() != 0 {
+		t.Errorf("the sibling: %v", s.GetMemoryEvents())
+	}
+}
