@@ -189,7 +189,7 @@ func (n *Node) importPeer(ctx context.Context, path string) error {
 func (n *Node) close(ctx context.Context) error {
 	var err error
 	if n.conn != nil {
-		err = errors.Join(n.removeAll(ctx), n.conn.Close())
+		err = errors.Join(n.RemoveAll(ctx), n.conn.Close())
 	}
 	ctx, cancel := Call(ctx)
 	defer cancel()
@@ -201,7 +201,8 @@ func (n *Node) close(ctx context.Context) error {
 	return err
 }
 
-func (n *Node) removeAll(ctx context.Context) error {
+// RemoveAll removes all pods that there are.
+func (n *Node) RemoveAll(ctx context.Context) error {
 	list, err := n.CRI.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{})
 	if err != nil {
 		return fmt.Errorf("list pods: %w", err)

@@ -61,7 +61,8 @@ func main() {
 			if !only.MatchString(part.name) || ctx.Err() != nil {
 				continue
 			}
-			if err := part.do(ctx, w, p); err != nil {
+			// What a part began with has to be gone before the next, come of it what may.
+			if err := errors.Join(part.do(ctx, w, p), n.RemoveAll(context.WithoutCancel(ctx))); err != nil {
 				errs = append(errs, fmt.Errorf("measure %s: %w", part.name, err))
 			}
 		}

@@ -157,11 +157,7 @@ func (o *overheads) pair(ctx context.Context, size int64) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, p := range pods {
-		errs = append(errs, p.Remove(ctx))
-	}
-	return errors.Join(errs...)
+	return n.RemoveAll(ctx)
 }
 
 // inspect reads what the pod's processes hold, and what its cgroups say of it, and notes
