@@ -23,6 +23,10 @@ type (
 		Pause(ctx context.Context) error
 		Resume(ctx context.Context) error
 		Paused() bool
+		// Size, VCPUThreads and Reclaim are the operator's.
+		Size() (vcpus, memoryMiB int)
+		VCPUThreads(ctx context.Context) (map[int]int, error)
+		Reclaim(ctx context.Context) (before, after int, err error)
 		// Done is closed when the VM is gone; Err says why, where nobody wanted it.
 		Done() <-chan struct{}
 		Err() error

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 
+	"github.com/husk-containers/husk/shim/operator"
 	"github.com/husk-containers/husk/shim/task"
 	"github.com/husk-containers/husk/shim/transfer"
 )
@@ -57,6 +58,7 @@ func (s *Service) register(server *ttrpc.Server) {
 		"UpdateSandbox": unsupported[sandboxapi.UpdateSandboxRequest]("updating a sandbox, whose VM stays as it was booted,"),
 	})
 	s.transfers.Register(server)
+	operator.New(s.operated, s.containers).Register(server)
 }
 
 // files returns the files of the task of that id.

@@ -38,4 +38,4 @@ const (
 
 // Cleanup takes back, in a fresh process, everything that the sandbox of a bundle
 // still holds after its shim has died.
-func Cleanup(_ context.Context, bundle string) error { return record.Cleanup(bundle) }
+func Cleanup(ctx context.Context, bundle string) error { return record.Cleanup(ctx, bundle) }

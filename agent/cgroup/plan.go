@@ -162,12 +162,13 @@ func (p *plan) quota(c *specs.LinuxCPU) {
 }
 
 func (p *plan) memory(m *specs.LinuxMemory) {
-	for field, n := range map[string]*int64{"memory.kernel": m.Kernel, "memory.kernelTCP": m.KernelTCP} { //nolint:staticcheck // to refuse them
-		if n != nil && *n > 0 {
-			p.refuse(field)
-		}
+	//lint:ignore SA1019 it is read to be refused
+	if m.Kernel != nil && *m.Kernel > 0 {
+		p.refuse("memory.kernel")
 	}
-	slices.Sort(p.refused)
+	if m.KernelTCP != nil && *m.KernelTCP > 0 {
+		p.refuse("memory.kernelTCP")
+	}
 	if m.Swappiness != nil {
 		p.refuse("memory.swappiness")
 	}

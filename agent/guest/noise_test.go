@@ -13,7 +13,7 @@ import (
 // loop.
 var noises = []struct{ name, script string }{
 	{"fork bomb", `f() { while :; do f & done; }; f`},
-	{"memory hog", `while :; do dd if=/dev/zero of=/dev/null bs=400M count=1; done`},
+	{"memory hog", `while :; do dd if=/dev/zero of=/dev/null bs=190M count=1; done`},
 	{"disk filler", `while :; do dd if=/dev/zero of=/tmp/f bs=1M count=1000; done`},
 	{"fd hog", `i=0; while :; do sh -c 'i=3; while [ $i -lt 5000 ]; do eval "exec $i</dev/null" || break; i=$((i+1)); done; sleep 1000' & i=$((i+1)); [ $i -lt 50 ] || wait; done`},
 	{"log flood", `yes`},
@@ -70,11 +70,20 @@ func TestOutOfMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.run("quiet", "sleep 1000", nil)
+	ooms := uint64(0)
 	for id, r := range map[string]string{"limited": `{"memory":{"limit":33554432}}`, "unlimited": `{}`} {
-		g.run(id, "exec dd if=/dev/zero of=/dev/null bs=400M count=1", resources(t, r))
+		g.run(id, "exec dd if=/dev/zero of=/dev/null bs=190M count=1", resources(t, r))
 		exit := g.wait(id)
+		// It was the limit of a cgroup, the container's or that of all, and not the guest's end.
+		ooms++
+		if n := g.stats("").GetMemoryEvents().GetOom(); n < ooms {
+			t.Errorf("%s: the limits were met %d times, want %d", id, n, ooms)
+		}
 		if exit.GetExitStatus() != 137 || exit.GetOomEvents() == 0 {
 			t.Errorf("%s: %v", id, exit)
+		}
+		if t.Failed() {
+			return
 		}
 		e, err := events.Recv()
 		if err != nil || e.GetOom().GetContainerId() != id {

@@ -192,23 +192,28 @@ func kernelParams(m machine) string {
 	if m.MaxMemoryMiB > m.MemoryMiB {
 		params += hotplugParams + " "
 	}
+	if m.accelerator == "tcg" && m.MaxVCPUs > m.VCPUs {
+		params += fmt.Sprintf("maxcpus=%d ", m.VCPUs)
+	}
 	return strings.Join(strings.Fields(params+m.channel.param+" "+m.KernelParams), " ")
 }
 
 func socket(id string, fd int) string { return fmt.Sprintf("socket,id=%s,fd=%d", id, fd) }
 
-// smp is the number of CPUs and how many there is room for, under TCG for a second at least. With one possible CPU
+// smp is the number of CPUs and how many there is room for. Under TCG none can come
+// later (package vcpu): all are there, the guest starts with some (maxcpus of
+// kernelParams), and there is room for a second at least. With one possible CPU
 // QEMU 7.2 translates the guest's memory barriers and locked instructions to
 // nothing that another thread of the host would heed (accel/tcg, CF_PARALLEL): a
 // virtio notification can then be lost, and the guest waits for ever. Devices run
 // in other threads and processes.
 func smp(m machine) string {
-	most := max(m.VCPUs, m.MaxVCPUs)
+	count, most := m.VCPUs, max(m.VCPUs, m.MaxVCPUs)
 	if m.accelerator == "tcg" {
-		most = max(most, 2)
+		count, most = most, max(most, 2)
 	}
 	// One socket and one thread of a core, whatever QEMU's version makes of the numbers.
-	return fmt.Sprintf("cpus=%d,maxcpus=%d,sockets=1,cores=%d,threads=1", m.VCPUs, most, most)
+	return fmt.Sprintf("cpus=%d,maxcpus=%d,sockets=1,cores=%d,threads=1", count, most, most)
 }
 
 // inherited names a descriptor as a file: QEMU's user need not be able to reach

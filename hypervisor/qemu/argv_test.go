@@ -29,6 +29,14 @@ func testMachine() machine {
 func TestArgvGolden(t *testing.T) {
 	for name, change := range map[string]func(*machine){
 		"tcg-serial": func(*machine) {},
+		"tcg-room": func(m *machine) {
+			m.MaxVCPUs, m.MaxMemoryMiB, m.freePageReporting = 4, 1000, true
+		},
+		"kvm-room-on-a-node": func(m *machine) {
+			node := 1
+			m.accelerator, m.MemoryNode = "kvm", &node
+			m.MaxVCPUs, m.MaxMemoryMiB = 4, 1000
+		},
 		"kvm-vsock": func(m *machine) {
 			m.accelerator = "kvm"
 			m.channel = channelDevice{fd: 5, cid: 4711, param: "husk.channel=vsock:1024"}

@@ -47,7 +47,8 @@ func WritePod(w io.Writer, p *Pod) error {
 	row(t, "State", state)
 	row(t, "Age", age(p))
 	if vcpus, memory := sizes(p); p.Size != nil {
-		row(t, "Size", vcpus+" vCPUs, "+memory)
+		row(t, "vCPUs", vcpus)
+		row(t, "Memory", memory)
 	}
 	m := p.Memory
 	row(t, "Host memory", fmt.Sprintf("%s: anonymous %s, files %s, shared %s", mib(m.PSSKiB), mib(m.AnonymousKiB), mib(m.FileKiB), mib(m.SharedKiB)))

@@ -1,7 +1,6 @@
 package cri
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -90,34 +89,4 @@ func TestLimitsOfContainers(t *testing.T) {
 
 func shares(n int64) func(*runtime.LinuxContainerResources) {
 	return func(r *runtime.LinuxContainerResources) { r.CpuShares = n }
-}
-
-// TestLimitsOfHugePages are by container: a kubelet says 0 for each size that nobody
-// asked for.
-func TestLimitsOfHugePages(t *testing.T) {
-	const page = 2 << 20
-	each(t, setup{husk: true}, func(e *env) { // the host has no huge page to give
-		k := e.kubelet("huge")
-		dir := k.hugePages("huge")
-		p := e.run("huge", asks(1000, 256))
-		hugepages := func(pages uint64) func(*runtime.ContainerConfig) {
-			return limits(0, 64, func(r *runtime.LinuxContainerResources) {
-				r.HugepageLimits = []*runtime.HugepageLimit{{PageSize: "2MB", Limit: pages * page}}
-			})
-		}
-		two := p.start("two", idle, e.probe(), with(rw(dir, "/huge")), hugepages(2))
-		none := p.start("none", idle, e.probe(), with(rw(dir, "/huge")), hugepages(0))
-		two.want("cat /sys/fs/cgroup/hugetlb.2MB.max", fmt.Sprint(2*page))
-		two.want(fmt.Sprintf("/probe huge /huge/f %d && rm /huge/f", 2*page), "filled")
-		if r := two.exec(fmt.Sprintf("/probe huge /huge/g %d", 3*page)); r.code == 0 {
-			e.Errorf("three huge pages where two are allowed: %v", r)
-		}
-		if r := none.exec(fmt.Sprintf("/probe huge /huge/h %d", page)); r.code == 0 {
-			e.Errorf("a huge page where none is allowed: %v", r)
-		}
-		none.running()
-		none.want("echo here", "here")
-		p.remove()
-		e.settled()
-	})
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/test/daemon"
 )
@@ -122,6 +123,46 @@ func TestLimitsThatAGuestCannotHaveAreRefused(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestLimitsOfHugePages are by page size. (The kubelet says 0 for each that nobody
+// asked for, but containerd passes that on only where the host can limit them, too.)
+func TestLimitsOfHugePages(t *testing.T) {
+	const page = 2 * mib
+	eachHusk(t, func(e *env) { // the host has no huge page to give
+		if e.generation.Name != "2.4" && !*longFlag {
+			e.Skip("containerd passes specs on as they are; -long runs it")
+		}
+		for pages, want := range map[uint64]string{0: "0\nnone\n0\n", 2: "4194304\n4194304\n4194304\n"} {
+			const script = `cat /sys/fs/cgroup/hugetlb.2MB.max
+fallocate -l 4194304 /mnt/huge/two 2>/dev/null && stat -c %s /mnt/huge/two || echo none
+fallocate -l 6291456 /mnt/huge/two 2>/dev/null && echo too many; cat /sys/fs/cgroup/hugetlb.2MB.current`
+			r := e.runSpec(script, func(s *specs.Spec) {
+				s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: pages * page}}
+				s.Mounts = append(s.Mounts,
+					specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro"}},
+					specs.Mount{Destination: "/mnt/huge", Type: "bind", Source: e.hugePages(), Options: []string{"rbind", "rw"}})
+			})
+			if r.stdout != want {
+				e.Errorf("%d huge pages: %v, want stdout %q", pages, r, want)
+			}
+		}
+	})
+}
+
+// hugePages is a kubelet's volume of them.
+func (e *env) hugePages() string {
+	e.Helper()
+	host := e.TempDir()
+	if err := unix.Mount("none", host, "hugetlbfs", 0, "pagesize=2M"); err != nil {
+		e.Fatal(err)
+	}
+	e.Cleanup(func() {
+		if err := unix.Unmount(host, 0); err != nil {
+			e.Error(err)
+		}
+	})
+	return host
 }
 
 // TestSizeOfALoneContainer is what its spec says.

@@ -38,9 +38,11 @@ type podStatus struct {
 	Memory               struct {
 		PSS int64 `json:"pss_kib"`
 	}
-	CPUs      string
-	Age       *int64 `json:"age_seconds"`
-	Processes []struct {
+	CPUs       string
+	Containers []struct{ ID, State string }
+	VCPUs      []struct{ CPUs string }
+	Age        *int64 `json:"age_seconds"`
+	Processes  []struct {
 		Name       string
 		PID        int
 		Affinities []struct {
@@ -100,7 +102,8 @@ func TestHuskStatus(t *testing.T) {
 		id := e.detached("status", "sleep 1000")
 		before := e.status(id)
 		shim := before.running(e)
-		if before.silent() || before.ID != id || before.Namespace != e.d.Token {
+		if before.silent() || before.ID != id || before.Namespace != e.d.Token || before.State != "running" ||
+			len(before.Containers) != 1 || before.Containers[0].ID != id || before.Containers[0].State != "running" {
 			e.Errorf("of a shim that answers: %+v", before)
 		}
 		if r := e.husk("status"); r.code != 0 || !strings.Contains(r.stdout, e.d.Token+"  "+id+"  ") {

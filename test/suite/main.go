@@ -140,8 +140,9 @@ func runSmoke(r *report) error {
 var rigTests = []struct{ pkg, run, args string }{
 	{"hypervisor/channel", "^TestConformance$/^vhost-vsock$|^TestVsock", ""},
 	{"hypervisor/qemu", "^TestConformance$/^vhost-vsock$/^(Accept|the_monitor)|^TestNICConformance$/^vhost-vsock$/^interfaces|^TestVhostNICsPassFrames$", ""},
+	{"virtcontainers/cgroup", "^Test", ""},
 	{
-		"test/e2e", "^(TestProductionPath|TestRunPrintsToBothStreams|TestExitCode|TestStdinReachesTheContainerAndEnds|TestExec)$",
+		"test/e2e", "^(TestHostCgroup|TestProductionPath|TestRunPrintsToBothStreams|TestExitCode|TestStdinReachesTheContainerAndEnds|TestExec)$",
 		"-containerd=1.6 -root=/out -scratch=/scratch",
 	},
 	{"test/cri", "^TestSmokeOfOnePod$", "-smoke -containerd=1.6,2.4 -handler=husk -root=/out -scratch=/scratch"},

@@ -46,11 +46,13 @@ func TestPlace(t *testing.T) {
 			2, true, []c{{ID: "a", CPUs: "0-15"}, {ID: "b", CPUs: "0-15"}}, "0-15 0-15", "* *", "", "",
 		},
 		"CPUs of its own, and a pool": {
-			4, true, []c{{ID: "a", CPUs: "0-1,4-15", NanoCPUs: 5e8}, {ID: "b", CPUs: "2-3", NanoCPUs: 2e9}, {ID: "c", CPUs: "0-1,4-15", NanoCPUs: 15e8}},
+			4, true,
+			[]c{{ID: "a", CPUs: "0-1,4-15", NanoCPUs: 5e8}, {ID: "b", CPUs: "2-3", NanoCPUs: 2e9}, {ID: "c", CPUs: "0-1,4-15", NanoCPUs: 15e8}},
 			"0-1,4-15 0-1,4-15 2 3", "0-1 2-3 0-1", "0-1,4-15", "",
 		},
 		"the pool is the smaller one": {
-			5, true, []c{{ID: "a", CPUs: "0-1", NanoCPUs: 5e8}, {ID: "b", CPUs: "4-7", NanoCPUs: 4e9}},
+			5, true,
+			[]c{{ID: "a", CPUs: "0-1", NanoCPUs: 5e8}, {ID: "b", CPUs: "4-7", NanoCPUs: 4e9}},
 			"0-1 4 5 6 7", "0 1-4", "0-3,8-15", "0",
 		},
 		"without limits, to the most room": {

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/husk-containers/husk/internal/child"
 	"github.com/husk-containers/husk/virtcontainers/cgroup"
@@ -21,9 +20,6 @@ import (
 
 // fileName is the record's name in the sandbox's bundle.
 const fileName = "husk.json"
-
-// cgroupTimeout bounds the wait for a killed process to leave its cgroup.
-const cgroupTimeout = 5 * time.Second
 
 // A Record names what a sandbox holds on the host: it is written before the first
 // resource is made and again before each process is relied on. What it does not
@@ -183,8 +179,9 @@ func (r *Record) Remove() error {
 
 // Cleanup takes back, in a fresh process, everything that the sandbox of the
 // bundle still holds. A bundle without a record holds nothing. It goes on past
-// errors and joins them, and is idempotent.
-func Cleanup(bundle string) error {
+// errors and joins them, and is idempotent. ctx bounds the wait for killed processes to
+// leave their cgroups.
+func Cleanup(ctx context.Context, bundle string) error {
 	r := New(bundle, "")
 	err := r.read()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -203,12 +200,11 @@ func Cleanup(bundle string) error {
 			errs = append(errs, fmt.Errorf("kill %s: %w", p.Name, err))
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), cgroupTimeout)
-	defer cancel()
-	errs = append(errs, cgroup.Remove(ctx, r.held.Cgroups))
 	if r.held.Dir != "" {
 		errs = append(errs, storage.RemoveTree(r.held.Dir))
 	}
+	// Last, as what is young and not on record may yet be ending.
+	errs = append(errs, cgroup.Remove(ctx, r.held.Cgroups))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("clean up after the sandbox: %w", err) // the record stays for another try
 	}

@@ -46,7 +46,7 @@ func TestCleanupTakesBackWhatIsOnRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // idempotent
-		if err := Cleanup(bundle); err != nil {
+		if err := Cleanup(t.Context(), bundle); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -68,7 +68,7 @@ func TestCleanupOfGarbageSaysSo(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(bundle, fileName), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Cleanup(bundle); err == nil {
+	if err := Cleanup(t.Context(), bundle); err == nil {
 		t.Error("Cleanup accepted a truncated record")
 	}
 }
@@ -92,7 +92,7 @@ func TestWhatIsDroppedIsNotTakenBack(t *testing.T) {
 		os.Mkdir(cgroup, 0o700), os.Mkdir(other, 0o700), r.Drop(theirs.Process.Pid, []string{cgroup})); err != nil {
 		t.Fatal(err)
 	}
-	if err := Cleanup(bundle); err != nil {
+	if err := Cleanup(t.Context(), bundle); err != nil {
 		t.Fatal(err)
 	}
 	if err := theirs.Process.Signal(unix.Signal(0)); err != nil {
@@ -126,7 +126,7 @@ func TestTheRecordIsTakenOver(t *testing.T) {
 	if home, created := r.Entered(); !slices.Equal(home, []string{"/home"}) || !slices.Equal(created, []string{cgroup}) {
 		t.Errorf("taken over: %q and %q", home, created)
 	}
-	if err := errors.Join(r.Add("shim", os.Getpid()), os.Mkdir(r.held.Dir, 0o700), Cleanup(bundle)); err != nil {
+	if err := errors.Join(r.Add("shim", os.Getpid()), os.Mkdir(r.held.Dir, 0o700), Cleanup(t.Context(), bundle)); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range []string{cgroup, r.held.Dir, filepath.Join(bundle, fileName)} {

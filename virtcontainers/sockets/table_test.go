@@ -359,7 +359,7 @@ func TestCleanupAfterACrash(t *testing.T) {
 	cgroupPath := fmt.Sprintf("/husk-test-crash-%d", os.Getpid())
 	r.add(path, func(s *Socket) { s.CgroupsPath = cgroupPath })
 	pid := r.containers["c"].process().PID()
-	if err := record.Cleanup(r.bundle); err != nil {
+	if err := record.Cleanup(t.Context(), r.bundle); err != nil {
 		t.Fatal(err)
 	}
 	if left, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupPath); len(left) > 0 {

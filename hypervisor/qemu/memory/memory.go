@@ -17,9 +17,10 @@ import (
 
 const (
 	// stall is how long a guest may be silent before it is taken to have done what it
-	// can. QEMU holds events of either device back for a second, and Linux tries again
-	// after 50 s only (virtio_mem.c, VIRTIO_MEM_RETRY_TIMER_MIN_MS).
-	stall = 5 * time.Second
+	// can: a busy host's takes some seconds to move what is in 128 MiB. QEMU holds events
+	// of either device back for a second, and Linux tries again what it could not do
+	// after 50 s (virtio_mem.c, VIRTIO_MEM_RETRY_TIMER_MIN_MS).
+	stall = 15 * time.Second
 	// settleTimeout bounds what is left to do once a caller has given up.
 	settleTimeout = 5 * time.Second
 	// Least is what the balloon leaves a guest, in MiB: what a VM is booted with at

@@ -29,21 +29,22 @@ type monitor interface {
 //	                            ^                        │
 //	                            └─ the guest refuses ────┘
 //
-// Under TCG they are never unplugged, but parked: the guest has them, out of use, and
-// they count as gone. QEMU has translators for as many vCPUs as there is room for, gives
-// each that is plugged the next of them (7.2, tcg_register_thread), and gives out
-// memory beyond the last where one is plugged again.
+// Under TCG none is ever plugged: all are there from the boot, those above Count parked,
+// which is to say that the guest has not taken them into use. QEMU 7.2 ends itself where
+// a vCPU comes when its buffer of translated code is full (tcg_region_initial_alloc), and
+// writes beyond its translators where one comes that was there before
+// (tcg_register_thread).
 //
 // Its methods are safe for concurrent use, but Resize is for one caller at a time.
 type CPUs struct {
 	monitor   monitor
 	boot, max int
-	park      bool
+	parks     bool
 	ended     <-chan struct{}
 
 	mu      sync.Mutex
 	plugged map[string]*cpu // by QEMU's id
-	parked  int             // how many of them, the last ones
+	used    int             // how many are not parked, if it parks
 }
 
 // A cpu was plugged.
@@ -53,23 +54,20 @@ type cpu struct {
 }
 
 // New returns the CPUs of a VM that was booted with boot of them and has room for
-// most. park tells that it runs under TCG; ended is closed when the VM has ended.
-func New(m monitor, boot, most int, park bool, ended <-chan struct{}) *CPUs {
-	return &CPUs{monitor: m, boot: boot, max: max(boot, most), park: park, ended: ended, plugged: map[string]*cpu{}}
+// most. parks tells that it runs under TCG, where all are there; ended is closed when the
+// VM has ended.
+func New(m monitor, boot, most int, parks bool, ended <-chan struct{}) *CPUs {
+	return &CPUs{monitor: m, boot: boot, max: max(boot, most), parks: parks, used: boot, ended: ended, plugged: map[string]*cpu{}}
 }
 
 // Count is how many there are.
 func (c *CPUs) Count() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.boot + len(c.plugged) - c.parked
-}
-
-// parkTo parks all but the first want of those that were plugged.
-func (c *CPUs) parkTo(want int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.parked = max(0, c.boot+len(c.plugged)-want)
+	if c.parks {
+		return c.used
+	}
+	return c.boot + len(c.plugged)
 }
 
 // Max is how many there can be.
@@ -88,8 +86,8 @@ func (c *CPUs) Resize(ctx context.Context, want int) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if c.park {
-		c.parkTo(want)
+	if c.parks {
+		return c.use(want)
 	}
 	switch count := c.Count(); {
 	case count < want:
@@ -102,6 +100,19 @@ func (c *CPUs) Resize(ctx context.Context, want int) error {
 			return fmt.Errorf("unplug vCPU %d: %w", number, err)
 		}
 	}
+	return nil
+}
+
+// use parks all but the first want.
+func (c *CPUs) use(want int) error {
+	select {
+	case <-c.ended:
+		return errdefs.ErrUnavailable
+	default:
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.used = want
 	return nil
 }
 
