@@ -51,7 +51,9 @@ func (s *fakeSandbox) Done() <-chan struct{}       { return s.done }
 func (s *fakeSandbox) Paused() bool                 { return s.paused.Load() }
 func (s *fakeSandbox) Pause(context.Context) error  { s.paused.Store(true); return nil }
 func (s *fakeSandbox) Resume(context.Context) error { s.paused.Store(false); return nil }
-func (s *fakeSandbox) Size() (int, int)             { return 2, 512 }
+func (s *fakeSandbox) Machine() virtcontainers.Machine {
+	return virtcontainers.Machine{VCPUs: 2, MemoryMiB: 512, MaxVCPUs: 4, MaxMemoryMiB: 2048, CPUs: "0-1", Pinned: true}
+}
 
 func (s *fakeSandbox) VCPUThreads(context.Context) (map[int]int, error) {
 	return map[int]int{0: fakePID + 1, 1: fakePID + 2}, nil

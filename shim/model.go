@@ -24,7 +24,7 @@ type (
 		Resume(ctx context.Context) error
 		Paused() bool
 		// Size, VCPUThreads and Reclaim are the operator's.
-		Size() (vcpus, memoryMiB int)
+		Machine() virtcontainers.Machine
 		VCPUThreads(ctx context.Context) (map[int]int, error)
 		Reclaim(ctx context.Context) (before, after int, err error)
 		// Done is closed when the VM is gone; Err says why, where nobody wanted it.

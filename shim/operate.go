@@ -26,10 +26,11 @@ func (s *Service) operated() (operator.Sandbox, error) {
 }
 
 func (o operated) Machine() operator.Machine {
-	m := operator.Machine{Paused: o.Paused()}
-	m.VCPUs, m.MemoryMiB = o.Size()
-	m.MaxVCPUs, m.MaxMemoryMiB = m.VCPUs, m.MemoryMiB
-	return m
+	m := o.sandbox.Machine()
+	return operator.Machine{
+		Paused: o.Paused(), VCPUs: m.VCPUs, MemoryMiB: m.MemoryMiB, MaxVCPUs: m.MaxVCPUs, MaxMemoryMiB: m.MaxMemoryMiB,
+		CPUs: m.CPUs, MemoryNodes: m.MemoryNodes, Pinned: m.Pinned,
+	}
 }
 
 // Pause and Resume tell containerd, too.

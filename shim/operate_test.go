@@ -22,9 +22,9 @@ func TestTheOperatorOfASandbox(t *testing.T) {
 	got, err := operator.Status(ctx, &operatorv1.StatusRequest{})
 	want := &operatorv1.StatusResponse{
 		State: operatorv1.StatusResponse_STATE_PAUSED,
-		Size:  &operatorv1.Size{Vcpus: 2, MemoryMib: 512}, Maximum: &operatorv1.Size{Vcpus: 2, MemoryMib: 512},
+		Size:  &operatorv1.Size{Vcpus: 2, MemoryMib: 512}, Maximum: &operatorv1.Size{Vcpus: 4, MemoryMib: 2048},
 		Vcpus:      []*operatorv1.VCPU{{Number: 0, Thread: fakePID + 1}, {Number: 1, Thread: fakePID + 2}},
-		Placement:  &operatorv1.Placement{},
+		Placement:  &operatorv1.Placement{Cpus: "0-1", Pinned: true},
 		Containers: []*operatorv1.Container{{Id: "c", State: operatorv1.Container_STATE_RUNNING}},
 	}
 	if err != nil || !proto.Equal(got, want) {

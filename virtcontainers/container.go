@@ -114,6 +114,8 @@ func (c *Container) newInit(stdio Stdio) *Process {
 // exited is called before the exit of the container is told.
 func (c *Container) exited(ooms uint64) {
 	c.ooms.end(ooms)
+	c.sandbox.capacity.Drop(c.id)
+	c.sandbox.spawn(c.sandbox.capacity.Settle)
 	c.report()
 }
 
@@ -146,6 +148,9 @@ func (c *Container) create(ctx context.Context, cfg ContainerConfig) error {
 		return err
 	}
 	booted := time.Now()
+	if err := c.claim(ctx, plan); err != nil {
+		return err
+	}
 	shared, err := c.readyMounts(ctx)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"github.com/husk-containers/husk/hypervisor"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 	"github.com/husk-containers/husk/virtcontainers/guest"
+	"github.com/husk-containers/husk/virtcontainers/resource"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/uplink"
 )
@@ -25,7 +26,7 @@ const (
 // its agent is told.
 func (s *Sandbox) machine(ctx context.Context, g *guest.Guest) (hypervisor.Config, func() *agentv1.ConfigureRequest, error) {
 	up, err := uplink.Open(ctx, uplink.Options{
-		Network: s.network, Config: s.config.Network, Queues: s.config.Hypervisor.DefaultVCPUs,
+		Network: s.network, Config: s.config.Network, Queues: s.boot.VCPUs,
 		Guest: g, Started: s.started, Log: s.log,
 	})
 	if err != nil {
@@ -46,11 +47,14 @@ func (s *Sandbox) machine(ctx context.Context, g *guest.Guest) (hypervisor.Confi
 	return hypervisor.Config{
 		ID:           s.id,
 		Dir:          s.dir,
-		VCPUs:        s.config.Hypervisor.DefaultVCPUs,
-		MemoryMiB:    s.config.Hypervisor.DefaultMemoryMiB,
+		VCPUs:        s.boot.VCPUs,
+		MemoryMiB:    s.boot.MemoryMiB,
+		MaxVCPUs:     s.boot.Bounds.MaxVCPUs,
+		MaxMemoryMiB: s.boot.Bounds.MaxMemoryMiB,
+		MemoryNode:   s.boot.Node,
 		Kernel:       s.config.Guest.Kernel,
 		Initrd:       s.config.Guest.Initrd,
-		KernelParams: "husk.log=" + string(s.config.Guest.LogLevel) + " " + s.config.Guest.KernelParams,
+		KernelParams: "husk.log=" + string(s.config.Guest.LogLevel) + " " + resource.KernelParams(s.boot.Size) + " " + s.config.Guest.KernelParams,
 		Devices:      devices,
 		Started:      s.started,
 	}, configure, nil

@@ -3,12 +3,33 @@ package virtcontainers
 import (
 	"context"
 	"fmt"
+
+	"github.com/husk-containers/husk/virtcontainers/placement"
 )
 
-// Size is what the VM has now; zeros before the boot.
-func (s *Sandbox) Size() (vcpus, memoryMiB int) {
+// A Machine is a sandbox's VM as it is now.
+type Machine struct {
+	// VCPUs and MemoryMiB are what it has, zeros before the boot, and the others what it
+	// may come to.
+	VCPUs, MemoryMiB       int
+	MaxVCPUs, MaxMemoryMiB int
+	// CPUs and MemoryNodes of the host that it was put on, as in cpuset.cpus; empty:
+	// anywhere. Pinned is set where vCPUs may have one of CPUs to themselves.
+	CPUs, MemoryNodes string
+	Pinned            bool
+}
+
+// Machine tells how the VM is.
+func (s *Sandbox) Machine() Machine {
 	size := s.guest.Size()
-	return size.VCPUs, size.MemoryMiB
+	m := Machine{
+		VCPUs: size.VCPUs, MemoryMiB: size.MemoryMiB,
+		MaxVCPUs: s.boot.Bounds.MaxVCPUs, MaxMemoryMiB: s.boot.Bounds.MaxMemoryMiB,
+	}
+	if p := s.capacity.Placement(); p != nil {
+		m.CPUs, m.MemoryNodes, m.Pinned = placement.FormatList(p.CPUs()), placement.FormatList(p.Nodes), s.boot.Pin
+	}
+	return m
 }
 
 // VCPUThreads returns the host's thread ids of the vCPUs, by their numbers.

@@ -20,11 +20,14 @@ import (
 	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/internal/statedir"
 	"github.com/husk-containers/husk/internal/undo"
+	"github.com/husk-containers/husk/virtcontainers/capacity"
 	"github.com/husk-containers/husk/virtcontainers/cgroup"
 	"github.com/husk-containers/husk/virtcontainers/guest"
+	"github.com/husk-containers/husk/virtcontainers/placement"
 	"github.com/husk-containers/husk/virtcontainers/podfiles"
 	"github.com/husk-containers/husk/virtcontainers/process"
 	"github.com/husk-containers/husk/virtcontainers/record"
+	"github.com/husk-containers/husk/virtcontainers/resource"
 	"github.com/husk-containers/husk/virtcontainers/sockets"
 	"github.com/husk-containers/husk/virtcontainers/spec"
 	"github.com/husk-containers/husk/virtcontainers/storage"
@@ -48,9 +51,13 @@ type Options struct {
 	// CgroupsPath is the host's cgroup of such a pod, as a spec's linux.cgroupsPath
 	// would name it; empty: it has none. With a spec the shim is born in it; see Spawn.
 	CgroupsPath string
+	// Limits of a pod's containers together, as far as they are known when it is made;
+	// those of a container that is in no pod are in its spec.
+	Limits resource.Limits
 	// ResolvConf is the content of such a pod's /etc/resolv.conf; nil: the host's.
 	ResolvConf *string
-	shmBytes   uint64 // of a pod's shared memory, as its first container has it
+	shmBytes   uint64              // of a pod's shared memory, as its first container has it
+	first      placement.Container // what a container in no pod is bound to
 	// Pod: containers join the sandbox, whose first one, if it has a spec, only holds
 	// it.
 	Pod        bool
@@ -104,6 +111,8 @@ type Sandbox struct {
 	sockets  *sockets.Table
 
 	processes *process.Sandbox
+	boot      capacity.Boot
+	capacity  *capacity.Table
 
 	guest    *guest.Guest
 	stopOnce sync.Once
@@ -139,12 +148,16 @@ func NewSandbox(ctx context.Context, o Options) (_ *Sandbox, err error) {
 	if err := o.readSpec(); err != nil {
 		return nil, fmt.Errorf("sandbox %q: %w", o.ID, err)
 	}
+	boot, err := capacity.Plan(o.Config.Hypervisor, o.Limits, o.first)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %q: %w", o.ID, err)
+	}
 	dir := statedir.Sandbox(o.Config.Runtime.StateDir, o.Namespace, o.ID)
 	watchCtx, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Sandbox{
 		id: o.ID, dir: dir, config: o.Config, log: o.Log, host: o.Host,
 		pod: o.Pod, hostname: hostname(o.Hostname), sysctls: o.Sysctls, shmBytes: o.shmBytes, network: o.Network, created: time.Now(),
-		watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), containers: map[string]*Container{},
+		boot: boot, watchCtx: watchCtx, endWatch: endWatch, ooms: make(chan string, 16), containers: map[string]*Container{},
 	}
 	if err := s.prepare(&o); err != nil {
 		return nil, errors.Join(fmt.Errorf("sandbox %q: %w", o.ID, err), s.undo.Run(ctx))
@@ -159,6 +172,7 @@ func NewSandbox(ctx context.Context, o Options) (_ *Sandbox, err error) {
 		BootTimeout: o.Config.Runtime.BootTimeout.Duration, RequestTimeout: o.Config.Runtime.RequestTimeout.Duration,
 		StopTimeout: o.Config.Runtime.StopTimeout.Duration, Began: o.Began, Log: o.Log,
 	})
+	s.capacity = s.newCapacity(&o)
 	s.processes = &process.Sandbox{
 		Guest: s.guest, Spawn: s.spawn, Log: o.Log,
 		StopTimeout: o.Config.Runtime.StopTimeout.Duration, DrainTimeout: o.Config.Runtime.DrainTimeout.Duration,
@@ -203,6 +217,10 @@ func (o *Options) readSpec() error {
 			return err
 		}
 		o.Network, o.Sysctls = plan.Network, plan.Sysctls
+		if o.Limits, err = resource.OfSpec(plan.Spec.Linux.Resources); err != nil {
+			return err
+		}
+		o.first = placement.Container{ID: o.ID, CPUs: plan.CPUs, Mems: plan.Mems, NanoCPUs: o.Limits.NanoCPUs}
 	}
 	o.Hostname = o.Spec.Hostname
 	return nil

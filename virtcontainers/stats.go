@@ -4,8 +4,6 @@ import (
 	"context"
 
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
-	"github.com/containerd/errdefs"
-	"github.com/opencontainers/runtime-spec/specs-go"
 
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 	"github.com/husk-containers/husk/virtcontainers/metrics"
@@ -31,9 +29,4 @@ func (c *Container) Stats(ctx context.Context) (*stats.Metrics, error) {
 		return nil, refusal.During(err, "statistics of container %q", c.id)
 	}
 	return metrics.Of(resp), nil
-}
-
-// Update changes what the container may use.
-func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
-	return errdefs.ErrNotImplemented
 }

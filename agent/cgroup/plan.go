@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
 // A write is one value for one control file.
@@ -119,7 +121,11 @@ func (p *plan) cpu(c *specs.LinuxCPU) {
 		p.add("cpu.shares", "cpu.weight", strconv.FormatUint(weight(*c.Shares), 10))
 	}
 	p.quota(c)
-	if c.Cpus != "" {
+	switch c.Cpus {
+	case "":
+	case agentv1.AllCPUs:
+		p.add("cpu.cpus", "cpuset.cpus", "\n") // an empty list is what it is in
+	default:
 		p.add("cpu.cpus", "cpuset.cpus", c.Cpus)
 	}
 	if c.Mems != "" {

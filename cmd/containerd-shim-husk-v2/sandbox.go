@@ -13,6 +13,7 @@ import (
 	"github.com/husk-containers/husk/shim/pod"
 	"github.com/husk-containers/husk/virtcontainers"
 	"github.com/husk-containers/husk/virtcontainers/cgroup"
+	"github.com/husk-containers/husk/virtcontainers/resource"
 )
 
 // loadConfig reads the configuration that the daemon is to have.
@@ -32,11 +33,14 @@ func loadConfig(d *bootstrap.Daemon) (config.Config, error) {
 func newSandbox(ctx context.Context, d *bootstrap.Daemon, cfg *config.Config, c shim.SandboxConfig, began time.Time) (*virtcontainers.Sandbox, error) {
 	o := virtcontainers.Options{
 		ID: d.ID, Namespace: d.Namespace, Bundle: d.Bundle, Config: cfg,
-		Hypervisor: newHypervisor(cfg.Hypervisor), Began: began, Host: d.Host,
+		Began: began, Host: d.Host,
 		Address: d.Listener.Addr().String(),
 	}
 	if c.Hold {
 		o.Began = time.Time{} // the daemon has waited for this
+		if err := ask(&o, c.Pod.Annotations, c.Pod.Resources); err != nil {
+			return nil, err
+		}
 		o.Pod, o.Hostname, o.Sysctls = true, c.Pod.Hostname, c.Pod.Sysctls
 		o.CgroupsPath = cgroup.OfPod(c.Pod.CgroupParent, d.ID)
 		o.Network.Path, o.Network.Host = c.NetNS, c.NetNS == ""
@@ -54,7 +58,26 @@ func newSandbox(ctx context.Context, d *bootstrap.Daemon, cfg *config.Config, c 
 	if o.Spec, err = virtcontainers.ReadSpec(d.Bundle); err != nil {
 		return nil, err
 	}
+	resources, err := pod.ResourcesOf(o.Spec.Annotations)
+	if err != nil {
+		return nil, err
+	}
+	if err := ask(&o, o.Spec.Annotations, resources); err != nil {
+		return nil, err
+	}
 	return virtcontainers.NewSandbox(ctx, o)
+}
+
+// ask has the options be as a pod asks for: by its annotations, as far as the
+// configuration lets them, and by the limits of its containers.
+func ask(o *virtcontainers.Options, annotations map[string]string, r pod.Resources) error {
+	cfg, err := o.Config.Override(annotations)
+	if err != nil {
+		return err
+	}
+	o.Config, o.Hypervisor = &cfg, newHypervisor(cfg.Hypervisor)
+	o.Limits = resource.OfPod(r.CPUQuota, r.CPUPeriod, r.MemoryBytes)
+	return nil
 }
 
 // newHypervisor is the one place that chooses what VMs are run by.
@@ -62,7 +85,7 @@ func newHypervisor(c config.Hypervisor) hypervisor.Hypervisor {
 	o := qemu.Options{
 		Path: c.Path, Accelerator: string(c.Accelerator), Machine: c.Machine, CPUModel: c.CPUModel, User: c.User,
 		Virtiofsd: c.Virtiofsd, VirtiofsdCache: string(c.VirtiofsdCache), VirtiofsdThreads: c.VirtiofsdThreads,
-		Log: slog.Default(),
+		FreePageReporting: c.FreePageReporting, Log: slog.Default(),
 	}
 	for _, ch := range c.Channels {
 		o.Channels = append(o.Channels, string(ch))

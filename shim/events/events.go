@@ -56,6 +56,10 @@ func topic(ev Event) string {
 		return "/tasks/exec-started"
 	case *events.TaskOOM:
 		return "/tasks/oom"
+	case *events.TaskPaused:
+		return "/tasks/paused"
+	case *events.TaskResumed:
+		return "/tasks/resumed"
 	case *events.TaskExit:
 		return "/tasks/exit"
 	case *events.TaskDelete:

@@ -100,6 +100,8 @@ func TestEveryEventHasItsTopic(t *testing.T) {
 		{&events.TaskExecAdded{ContainerID: "c", ExecID: "e"}, "/tasks/exec-added"},
 		{&events.TaskExecStarted{ContainerID: "c", ExecID: "e"}, "/tasks/exec-started"},
 		{&events.TaskOOM{ContainerID: "c"}, "/tasks/oom"},
+		{&events.TaskPaused{ContainerID: "c"}, "/tasks/paused"},
+		{&events.TaskResumed{ContainerID: "c"}, "/tasks/resumed"},
 		{&events.TaskExit{ContainerID: "c", ID: "e", ExitStatus: 1}, "/tasks/exit"},
 		{&events.TaskDelete{ContainerID: "c"}, "/tasks/delete"},
 	} {
@@ -115,7 +117,7 @@ func TestEveryEventHasItsTopic(t *testing.T) {
 			t.Errorf("%T went out as %v", tt.ev, env)
 		}
 	}
-	p.Publish(&events.TaskPaused{ContainerID: "c"}) // not ours: told to the log
+	p.Publish(&events.TaskCheckpointed{ContainerID: "c"}) // not ours: told to the log
 	p.Publish(&events.TaskOOM{ContainerID: "c"})
 	if env := d.next(t); env.Topic != "/tasks/oom" {
 		t.Errorf("an event without topic went out: %v", env)

@@ -42,6 +42,19 @@ type Plan struct {
 	Nodes []int
 }
 
+// CPUs are the host's that vCPUs are bound to, ascending; nil: one may run on any.
+func (p Plan) CPUs() []int {
+	var all []int
+	for _, cpus := range p.VCPUs {
+		if cpus == nil {
+			return nil
+		}
+		all = append(all, cpus...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 // A cell are the CPUs of the host that the same containers are bound to.
 type cell struct {
 	cpus  []int

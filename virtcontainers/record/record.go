@@ -113,6 +113,17 @@ func (r *Record) Add(name string, pid int) error {
 	return nil
 }
 
+// PIDs are the processes on record.
+func (r *Record) PIDs() []int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var pids []int
+	for _, p := range r.held.Processes {
+		pids = append(pids, p.PID)
+	}
+	return pids
+}
+
 // AddCgroup puts the directories of a cgroup on record, before they are made.
 func (r *Record) AddCgroup(dirs []string) error {
 	r.mu.Lock()

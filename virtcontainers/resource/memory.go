@@ -80,9 +80,7 @@ func minFreeKiB(mib int64) int64 {
 	return int64(min(max(math.Sqrt(float64(mib)*(1<<10)*16), 128), 1<<18))
 }
 
-// KernelParams are what the figures hold with: memory is not set aside for
-// devices that reach no address above 4 GiB, of which there are none (64 MiB, once there
-// is, or may come, memory there), and little is kept free.
+// KernelParams are what the figures hold with: little is kept free.
 func KernelParams(s Size) string {
-	return fmt.Sprintf("swiotlb=noforce sysctl.vm.min_free_kbytes=%d", minFreeKiB(int64(s.MemoryMiB)))
+	return fmt.Sprintf("sysctl.vm.min_free_kbytes=%d", minFreeKiB(int64(s.MemoryMiB)))
 }

@@ -22,6 +22,10 @@ type Bounds struct {
 	DefaultVCPUs, DefaultMemoryMiB int
 	// MaxVCPUs and MaxMemoryMiB are at least 1: where nothing is configured, the host's.
 	MaxVCPUs, MaxMemoryMiB int
+	// HostVCPUs and HostMemoryMiB are what the host has, where nothing is configured: a
+	// limit above means all of it, as it does for a container without a VM. 0: no such
+	// limit is let in.
+	HostVCPUs, HostMemoryMiB int
 	// PossibleVCPUs may be in a VM later, if more than at its boot: the guest's kernel
 	// keeps memory for each.
 	PossibleVCPUs int
@@ -42,10 +46,10 @@ func (b Bounds) Boot(l Limits) (Size, error) {
 	}
 	s := Size{min(b.DefaultVCPUs, b.MaxVCPUs), min(b.DefaultMemoryMiB, b.MaxMemoryMiB)}
 	if l.NanoCPUs > 0 {
-		s.VCPUs = l.vcpus()
+		s.VCPUs = b.vcpus(l)
 	}
 	if l.MemoryBytes > 0 {
-		s.MemoryMiB = memoryFor(l.MemoryBytes, s.VCPUs, max(s.VCPUs, b.PossibleVCPUs))
+		s.MemoryMiB = b.memory(l, s.VCPUs)
 	}
 	return s, b.check(s, l)
 }
@@ -82,10 +86,10 @@ func (b Bounds) Grown(boot Size, containers map[string]Limits) (Size, error) {
 		s.MemoryMiB = max(s.MemoryMiB, min(b.DefaultMemoryMiB, b.MaxMemoryMiB))
 	}
 	if sum.NanoCPUs > 0 {
-		s.VCPUs = max(s.VCPUs, sum.vcpus())
+		s.VCPUs = max(s.VCPUs, b.vcpus(sum))
 	}
 	if sum.MemoryBytes > 0 {
-		s.MemoryMiB = max(s.MemoryMiB, memoryFor(sum.MemoryBytes, s.VCPUs, max(s.VCPUs, b.PossibleVCPUs)))
+		s.MemoryMiB = max(s.MemoryMiB, b.memory(sum, s.VCPUs))
 	}
 	if err := b.check(s, sum); err != nil {
 		return Size{}, fmt.Errorf("the limits of containers %s together: %w", strings.Join(slices.Sorted(maps.Keys(containers)), ", "), err)
@@ -109,11 +113,11 @@ func (l Limits) check() error {
 func (b Bounds) check(s Size, l Limits) error {
 	var over []string
 	if s.VCPUs > b.MaxVCPUs {
-		over = append(over, fmt.Sprintf("a CPU limit of %.6g needs %d vCPUs, and at most %d are allowed: lower it, or raise hypervisor.max_vcpus of the node's configuration (0: as many as the host has)",
+		over = append(over, fmt.Sprintf("a CPU limit of %.6g needs %d vCPUs, and at most %d are allowed: lower it, or raise hypervisor.max_vcpus of the node's configuration",
 			float64(l.NanoCPUs)/nanoCPU, s.VCPUs, b.MaxVCPUs))
 	}
 	if s.MemoryMiB > b.MaxMemoryMiB {
-		over = append(over, fmt.Sprintf("a memory limit of %d MiB needs a VM of %d MiB, and at most %d are allowed: lower it, or raise hypervisor.max_memory_mib of the node's configuration (0: the host's memory)",
+		over = append(over, fmt.Sprintf("a memory limit of %d MiB needs a VM of %d MiB, and at most %d are allowed: lower it, or raise hypervisor.max_memory_mib of the node's configuration",
 			ceilDiv(l.MemoryBytes, 1<<20), s.MemoryMiB, b.MaxMemoryMiB))
 	}
 	if len(over) == 0 {
@@ -122,7 +126,23 @@ func (b Bounds) check(s Size, l Limits) error {
 	return fmt.Errorf("%s: %w", strings.Join(over, "; "), errdefs.ErrFailedPrecondition)
 }
 
-func (l Limits) vcpus() int { return int(ceilDiv(l.NanoCPUs, nanoCPU)) }
+// vcpus are what a CPU limit comes to.
+func (b Bounds) vcpus(l Limits) int {
+	n := int(ceilDiv(l.NanoCPUs, nanoCPU))
+	if b.HostVCPUs > 0 {
+		n = min(n, b.HostVCPUs)
+	}
+	return n
+}
+
+// memory is what a memory limit comes to, in MiB.
+func (b Bounds) memory(l Limits, vcpus int) int {
+	n := memoryFor(l.MemoryBytes, vcpus, max(vcpus, b.PossibleVCPUs))
+	if b.HostMemoryMiB > 0 {
+		n = min(n, b.HostMemoryMiB)
+	}
+	return n
+}
 
 func ceilDiv(a, b int64) int64 { return a/b + min(1, a%b) }
 

@@ -207,7 +207,7 @@ func TestGrown(t *testing.T) {
 }
 
 func TestKernelParams(t *testing.T) {
-	if got, want := KernelParams(Size{1, 1131}), "swiotlb=noforce sysctl.vm.min_free_kbytes=4304"; got != want {
+	if got, want := KernelParams(Size{1, 1131}), "sysctl.vm.min_free_kbytes=4304"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }

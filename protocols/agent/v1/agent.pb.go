@@ -2658,7 +2658,7 @@ type UpdateContainerRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
 	// OCI LinuxResources, JSON, already written for the guest. At most 1 MiB. What is
-	// not in it stays as it is.
+	// not in it stays as it is. cpu.cpus may be "all": see AllCPUs.
 	Resources     []byte `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -3,6 +3,9 @@ package agentv1
 const (
 	// MaxResourcesBytes bounds the OCI resources of an update.
 	MaxResourcesBytes = 1 << 20
+	// AllCPUs is cpu.cpus, in an update, of a container that is no longer confined: it has
+	// all the guest's CPUs, also those to come.
+	AllCPUs = "all"
 
 	maxCPUs      = 1 << 12
 	maxDevices   = 256
