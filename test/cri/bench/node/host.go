@@ -67,17 +67,20 @@ type RAM struct {
 	Held int // of it the host has: what the guest has touched, and not given back
 }
 
-// RAM reads that of the pod's VM.
+// RAM reads that of the pod's VM. It is for one goroutine.
 func (p *Pod) RAM() (RAM, error) {
-	processes, err := p.Processes()
-	if err != nil {
-		return RAM{}, err
+	if p.vmm == 0 { // to look for it takes longer than memory stays
+		processes, err := p.Processes()
+		if err != nil {
+			return RAM{}, err
+		}
+		i := slices.IndexFunc(processes, func(p daemon.Process) bool { return strings.HasPrefix(p.Name, "qemu-system") })
+		if i < 0 {
+			return RAM{}, fmt.Errorf("find the memory of %s: it has no QEMU", p.Name)
+		}
+		p.vmm = processes[i].PID
 	}
-	i := slices.IndexFunc(processes, func(p daemon.Process) bool { return strings.HasPrefix(p.Name, "qemu-system") })
-	if i < 0 {
-		return RAM{}, fmt.Errorf("find the memory of %s: it has no QEMU", p.Name)
-	}
-	return memoryFiles(processes[i].PID)
+	return memoryFiles(p.vmm)
 }
 
 // memoryFiles adds up the files without a name that a process has open.

@@ -27,6 +27,7 @@ type Pod struct {
 	VM         bool     // whether it is a virtual machine
 	Containers []string // ids, in the order of their starts
 
+	vmm    int // QEMU's process id, once it was asked for
 	config *runtime.PodSandboxConfig
 	limits *runtime.LinuxContainerResources // of each of its containers
 }

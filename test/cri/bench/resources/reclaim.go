@@ -67,7 +67,7 @@ func (n *bench) reclaiming(ctx context.Context, w io.Writer, plan plan) error {
 
 // touch has the container take memory and free it, and waits until it is back.
 func touch(ctx context.Context, p *node.Pod, r *reclaimed) error {
-	before, err := p.RAM()
+	before, err := settled(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func touch(ctx context.Context, p *node.Pod, r *reclaimed) error {
 // cache has the guest cache a file, and give up the cache for husk reclaim. The file is
 // removed.
 func cache(ctx context.Context, p *node.Pod, r *reclaimed) error {
-	before, err := p.RAM()
+	before, err := settled(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -128,6 +128,15 @@ func cache(ctx context.Context, p *node.Pod, r *reclaimed) error {
 	r.took = append(r.took, took)
 	_, err = p.Node.Output(ctx, p.Containers[0], "rm", "/cached")
 	return err
+}
+
+// settled returns what the host holds of the VM's memory when what was freed a moment
+// ago has been given back too.
+func settled(ctx context.Context, p *node.Pod) (node.RAM, error) {
+	if err := node.Wait(ctx, settleTime); err != nil {
+		return node.RAM{}, err
+	}
+	return p.RAM()
 }
 
 // husk runs a command of the operator's tool for a pod.
