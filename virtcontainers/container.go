@@ -55,7 +55,8 @@ type Container struct {
 	created    time.Duration   // what its creation took once the guest was ready
 	holds      bool            // nothing runs in it
 
-	ooms ooms
+	ooms    process.OOMs
+	devices []specs.LinuxDeviceCgroup // that it was created with, the guest's
 
 	mu      sync.Mutex
 	execs   map[string]*Process
@@ -113,7 +114,7 @@ func (c *Container) newInit(stdio Stdio) *Process {
 
 // exited is called before the exit of the container is told.
 func (c *Container) exited(ooms uint64) {
-	c.ooms.end(ooms)
+	c.ooms.End(ooms)
 	c.sandbox.capacity.Drop(c.id)
 	c.sandbox.spawn(c.sandbox.capacity.Settle)
 	c.report()
