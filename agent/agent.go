@@ -80,6 +80,8 @@ type Platform interface {
 	// the machine has so many bytes of memory, 0 asking for nothing, and tells what
 	// is in use then. Where ctx is about to end it tells what there is.
 	Online(ctx context.Context, cpus int, memoryBytes uint64) (int, uint64, error)
+	// Available tells how much memory could be had without anybody's loss, in bytes.
+	Available() (uint64, error)
 	// Sync writes what is cached to the disks, and gives up after timeout.
 	Sync(timeout time.Duration)
 }

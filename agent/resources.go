@@ -146,5 +146,9 @@ func (a service) OnlineResources(ctx context.Context, r *agentv1.OnlineResources
 	if err != nil {
 		return nil, err
 	}
-	return &agentv1.OnlineResourcesResponse{Cpus: uint32(cpus), MemoryBytes: memory}, nil
+	available, err := a.opts.Platform.Available()
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.OnlineResourcesResponse{Cpus: uint32(cpus), MemoryBytes: memory, AvailableBytes: available}, nil
 }

@@ -150,5 +150,8 @@ func (p *Platform) Online(_ context.Context, cpus int, memoryBytes uint64) (int,
 	return p.cpus, p.memory, nil
 }
 
+// Available implements agent.Platform: it is half a GiB.
+func (*Platform) Available() (uint64, error) { return 1 << 29, nil }
+
 // Sync implements agent.Platform.
 func (p *Platform) Sync(time.Duration) { p.add("sync") }

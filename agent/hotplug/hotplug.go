@@ -124,13 +124,18 @@ func (m Machine) list(name string) ([]int, error) {
 }
 
 // Memory returns MemTotal, in bytes.
-func (m Machine) Memory() (uint64, error) {
+func (m Machine) Memory() (uint64, error) { return m.meminfo("MemTotal") }
+
+// Available returns MemAvailable, in bytes: what could be had without anybody's loss.
+func (m Machine) Available() (uint64, error) { return m.meminfo("MemAvailable") }
+
+func (m Machine) meminfo(name string) (uint64, error) {
 	content, err := os.ReadFile(m.Meminfo)
 	if err != nil {
 		return 0, fmt.Errorf("read memory: %w", err)
 	}
 	for line := range strings.Lines(string(content)) { // MemTotal:   1000 kB
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "MemTotal:" {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == name+":" {
 			kib, err := strconv.ParseUint(f[1], 10, 54)
 			if err != nil {
 				return 0, fmt.Errorf("read memory: %w", err)
@@ -138,5 +143,5 @@ func (m Machine) Memory() (uint64, error) {
 			return kib << 10, nil
 		}
 	}
-	return 0, errors.New("read memory: /proc/meminfo has no MemTotal")
+	return 0, fmt.Errorf("read memory: /proc/meminfo has no %s", name)
 }

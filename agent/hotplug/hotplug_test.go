@@ -19,7 +19,7 @@ func machine(t *testing.T, present, online string, memoryKiB int) Machine {
 	m := Machine{CPUs: filepath.Join(dir, "cpu"), Meminfo: filepath.Join(dir, "meminfo"), Containers: cgroup.Dir(dir)}
 	files := map[string]string{
 		"cpu/present": present + "\n", "cpu/online": online + "\n",
-		"meminfo": fmt.Sprintf("MemTotal:  %d kB\nMemFree: 1 kB\n", memoryKiB),
+		"meminfo": fmt.Sprintf("MemTotal:  %d kB\nMemFree: 1 kB\nMemAvailable:   3 kB\n", memoryKiB),
 	}
 	cpus, err := cgroup.ParseSet(present)
 	if err != nil {
@@ -99,6 +99,12 @@ func TestOnlineWaitsForMemory(t *testing.T) {
 	}
 	if a := <-got; a.memory != 2<<20 || a.err != nil {
 		t.Error(a)
+	}
+}
+
+func TestMemoryThatIsAvailable(t *testing.T) {
+	if n, err := machine(t, "0", "0", 1024).Available(); err != nil || n != 3<<10 {
+		t.Errorf("%d, %v", n, err)
 	}
 }
 
