@@ -20,6 +20,7 @@ import (
 
 	"github.com/husk-containers/husk/internal/undo"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/metrics"
 	"github.com/husk-containers/husk/virtcontainers/process"
 	"github.com/husk-containers/husk/virtcontainers/refusal"
 	"github.com/husk-containers/husk/virtcontainers/spec"
@@ -56,6 +57,7 @@ type Container struct {
 	holds      bool            // nothing runs in it
 
 	ooms    process.OOMs
+	meter   *metrics.Meter
 	devices []specs.LinuxDeviceCgroup // that it was created with, the guest's
 
 	mu      sync.Mutex
@@ -82,6 +84,10 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cfg ContainerConfig) (_ *
 	defer func() { err = refusal.During(err, "create container %q", cfg.ID) }()
 	c := &Container{id: cfg.ID, bundle: cfg.Bundle, sandbox: s, holds: cfg.Holds, execs: map[string]*Process{}, noted: map[string]bool{}}
 	c.init = c.newInit(cfg.Stdio)
+	c.meter = metrics.NewMeter(s.guest, c.id)
+	if c.holds {
+		c.meter = metrics.NewMeter(s.guest, "")
+	}
 	err = checkID(cfg.ID)
 	if err == nil {
 		err = s.reserve(c)
@@ -315,19 +321,12 @@ func (c *Container) Processes(ctx context.Context) ([]ProcessInfo, error) {
 	if c.holds {
 		return nil, nil
 	}
-	var resp *agentv1.ListProcessesResponse
-	err := c.sandbox.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) (err error) {
-		resp, err = a.ListProcesses(ctx, &agentv1.ListProcessesRequest{ContainerId: c.id})
-		if err == nil {
-			err = resp.Validate()
-		}
-		return err
-	})
+	processes, err := c.meter.Processes(ctx)
 	if err != nil {
 		return nil, refusal.During(err, "list processes of container %q", c.id)
 	}
 	var ps []ProcessInfo
-	for _, p := range resp.Processes {
+	for _, p := range processes {
 		info := ProcessInfo{PID: p.Pid}
 		if _, err := c.Process(p.ExecId); err == nil { // ids are the host's
 			info.ExecID = p.ExecId

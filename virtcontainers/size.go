@@ -59,6 +59,9 @@ func (s *Sandbox) updateInGuest(ctx context.Context, id string, r *specs.LinuxRe
 // it is bound to CPUs of the host.
 func (c *Container) claim(ctx context.Context, plan *spec.Plan) error {
 	s := c.sandbox
+	if plan.Spec.Linux.Resources == nil {
+		plan.Spec.Linux.Resources = &specs.LinuxResources{}
+	}
 	r := plan.Spec.Linux.Resources
 	c.devices = r.Devices
 	c.undo.Push("give up what it claims of the VM", s.config.Runtime.StopTimeout.Duration, func(ctx context.Context) error {
