@@ -40,7 +40,7 @@ func main() {
 	})
 	var p plan
 	flag.IntVar(&p.rounds, "rounds", 2, "number of pods of each size whose memory is looked at")
-	flag.IntVar(&p.resizes, "resizes", 5, "number of series of resizes")
+	flag.IntVar(&p.resizes, "resizes", 3, "number of series of resizes")
 	flag.IntVar(&p.reclaims, "reclaims", 3, "number of times that memory is given back, each way")
 	flag.IntVar(&p.calls, "calls", 100, "number of calls for statistics, of each kind")
 	flag.IntVar(&p.pauses, "pauses", 10, "number of pauses")

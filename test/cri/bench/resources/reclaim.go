@@ -126,6 +126,9 @@ func cache(ctx context.Context, p *node.Pod, r *reclaimed) error {
 	}
 	r.before, r.peak, r.after = append(r.before, before.Held), append(r.peak, full.Held), append(r.after, after.Held)
 	r.took = append(r.took, took)
+	if gave := full.Held - after.Held; gave < cachedMiB<<10/2 {
+		return fmt.Errorf("husk reclaim with a file of %d MiB in the guest's cache gave %d KiB back", cachedMiB, gave)
+	}
 	_, err = p.Node.Output(ctx, p.Containers[0], "rm", "/cached")
 	return err
 }

@@ -116,16 +116,23 @@ func resizePod(ctx context.Context, p *node.Pod, r resize, booted int, took *res
 		return err
 	}
 	script, want := wanted(p, r, booted)
-	err = eventually(ctx, r.name+" in the container", resizeLimit, func() (bool, error) {
-		got, err := sees(ctx, p, script)
+	got := 0
+	err = eventually(ctx, r.name, resizeLimit, func() (bool, error) {
+		got, err = sees(ctx, p, script)
 		return want(got), err
 	})
+	if err != nil {
+		err = fmt.Errorf("%w: the container sees %d", err, got)
+	}
 	took.call, took.seen, took.cpu = append(took.call, called), append(took.seen, time.Since(began)), append(took.cpu, after-before)
 	return err
 }
 
-// wanted is what the container is to see after a resize, and by which script. Of memory
-// that is plugged the guest's kernel takes what describes the pages.
+// memoryBlockMiB is what Linux takes into use and out of it at a time, on amd64
+// (Documentation/admin-guide/mm/memory-hotplug.rst): a VM may have so much more.
+const memoryBlockMiB = 128
+
+// wanted is what the container is to see after a resize, and by which script.
 func wanted(p *node.Pod, r resize, booted int) (script string, want func(got int) bool) {
 	equals := func(n int64) func(int) bool { return func(got int) bool { return int64(got) == n } }
 	switch {
@@ -133,7 +140,7 @@ func wanted(p *node.Pod, r resize, booted int) (script string, want func(got int
 		return seesCPUs, equals(r.milliCPU / 1000)
 	case p.VM:
 		more := int(r.mib - resizeMiB)
-		return seesMemory, func(got int) bool { return 20*max(got-booted-more, booted+more-got) <= max(more, resizeMiB) }
+		return seesMemory, func(got int) bool { return booted+more <= got && got <= booted+more+memoryBlockMiB }
 	case r.cpu:
 		return groupCPU, equals(node.Limits(r.milliCPU, 0).CpuQuota)
 	}
