@@ -431,3 +431,18 @@ func TestEnable(t *testing.T) {
 		t.Errorf("asked for %q, %v", got, err)
 	}
 }
+
+// Hierarchies without cpusets, and cpusets without what only version 1 has, bind what
+// they can.
+func TestBindMemory(t *testing.T) {
+	c := newGroup(t, fmt.Sprintf("/husk-test-bind-%d", os.Getpid()))
+	if err := c.BindMemory("0"); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range c.Dirs() {
+		bound, err := os.ReadFile(filepath.Join(dir, "cpuset.mems"))
+		if err == nil && strings.TrimSpace(string(bound)) != "0" {
+			t.Errorf("%s is bound to nodes %q", dir, bound)
+		}
+	}
+}
