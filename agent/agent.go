@@ -77,9 +77,10 @@ type Platform interface {
 	// block.
 	Interfaces() ([]*agentv1.InterfaceStats, error)
 	// Online takes CPUs into and out of use until so many are in use, waits until
-	// the machine has so many bytes of memory, 0 asking for nothing, and tells what
-	// is in use then. Where ctx is about to end it tells what there is.
-	Online(ctx context.Context, cpus int, memoryBytes uint64) (int, uint64, error)
+	// the machine has so many bytes of memory, 0 asking for nothing, and fits what
+	// containers may have to what there is then, and tells it. Where ctx is about to
+	// end it does not wait any longer.
+	Online(ctx context.Context, cpus int, memoryBytes uint64) (*agentv1.OnlineResourcesResponse, error)
 	// Sync writes what is cached to the disks, and gives up after timeout.
 	Sync(timeout time.Duration)
 }

@@ -142,9 +142,5 @@ func (a service) StatsContainer(ctx context.Context, r *agentv1.StatsContainerRe
 func (a service) OnlineResources(ctx context.Context, r *agentv1.OnlineResourcesRequest) (*agentv1.OnlineResourcesResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, onlineTimeout)
 	defer cancel()
-	cpus, memory, err := a.opts.Platform.Online(ctx, int(r.GetCpus()), r.GetMemoryBytes())
-	if err != nil {
-		return nil, err
-	}
-	return &agentv1.OnlineResourcesResponse{Cpus: uint32(cpus), MemoryBytes: memory}, nil
+	return a.opts.Platform.Online(ctx, int(r.GetCpus()), r.GetMemoryBytes())
 }

@@ -221,7 +221,7 @@ func TestStatsContainer(t *testing.T) {
 func TestOnlineResources(t *testing.T) {
 	g := newGuest(t)
 	answer, err := g.OnlineResources(g.ctx, &agentv1.OnlineResourcesRequest{Cpus: 3, MemoryBytes: 5 << 30})
-	if err != nil || answer.GetCpus() != 3 || answer.GetMemoryBytes() != 5<<30 {
+	if err != nil || answer.GetCpus() != 3 || answer.GetMemoryBytes() != 5<<30 || answer.GetAvailableBytes() == 0 {
 		t.Error(answer, err)
 	}
 }

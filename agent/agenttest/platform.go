@@ -140,14 +140,14 @@ func (*Platform) Interfaces() ([]*agentv1.InterfaceStats, error) {
 }
 
 // Online implements agent.Platform: whatever is asked for is there; of what is not, there
-// is 1 CPU and 1 GiB at first.
-func (p *Platform) Online(_ context.Context, cpus int, memoryBytes uint64) (int, uint64, error) {
+// is 1 CPU and 1 GiB at first. Half of it is available.
+func (p *Platform) Online(_ context.Context, cpus int, memoryBytes uint64) (*agentv1.OnlineResourcesResponse, error) {
 	p.add("online %d CPUs, %d bytes", cpus, memoryBytes)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.cpus = cmp.Or(cpus, p.cpus, 1)
 	p.memory = cmp.Or(memoryBytes, p.memory, 1<<30)
-	return p.cpus, p.memory, nil
+	return &agentv1.OnlineResourcesResponse{Cpus: uint32(p.cpus), MemoryBytes: p.memory, AvailableBytes: p.memory / 2}, nil
 }
 
 // Sync implements agent.Platform.

@@ -7,15 +7,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-
-	"github.com/husk-containers/husk/agent/cgroup"
 )
 
 const (
-	// ReservedMemory is what of MemTotal the containers together may not have, in bytes,
-	// so that the one that takes too much meets the limit of their cgroup, and not
-	// the end of the guest: the agent and crun, and what the kernel needs for itself.
-	ReservedMemory = 48 << 20
 	// ReservedPids are of the kernel's threads those that containers may not have: its
 	// own, the agent's and those of crun.
 	ReservedPids = 512
@@ -33,18 +27,6 @@ func protectAgent() error {
 		if err := os.WriteFile(filepath.Join(agentCgroup, file), []byte(strconv.Itoa(value)), 0); err != nil {
 			return fmt.Errorf("protect the agent: %w", err)
 		}
-	}
-	return nil
-}
-
-// LimitMemory bounds the containers of a guest that has so many bytes of memory now.
-func LimitMemory(total uint64) error {
-	limit := total / 2 // of a guest that is hardly one
-	if total > 2*ReservedMemory {
-		limit = total - ReservedMemory
-	}
-	if err := cgroup.Dir(ContainersCgroup).FitMemory(limit); err != nil {
-		return fmt.Errorf("bound memory of containers: %w", err)
 	}
 	return nil
 }

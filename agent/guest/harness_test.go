@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -39,8 +40,9 @@ type guest struct {
 	agentv1.AgentClient
 	ctx context.Context
 	vm  hypervisor.VM
-	// share is what the containers' root file systems are in; one is made, "root".
-	share string
+	// share is what the containers' root file systems are in, called as they are.
+	share   string
+	busybox []byte
 }
 
 // boot boots a guest, or skips.
@@ -65,20 +67,7 @@ func boot(t *testing.T, change func(*hypervisor.Config)) *guest {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
-	g := &guest{T: t, ctx: ctx, share: t.TempDir()}
-	for _, dir := range []string{"bin", "proc", "dev", "sys", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(g.share, "root", dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(g.share, "root/bin/busybox"), busybox, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"sh", "sleep", "cat", "dd", "yes", "true", "head", "tail", "nproc", "usleep", "taskset", "echo", "kill", "free"} {
-		if err := os.Symlink("busybox", filepath.Join(g.share, "root/bin", name)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	g := &guest{T: t, ctx: ctx, share: t.TempDir(), busybox: busybox}
 	q := qemu.New(qemu.Options{
 		Path: path, Accelerator: "auto", Channels: []string{"vhost-vsock", "virtio-serial"}, Machine: "q35", VirtiofsdCache: "auto",
 		Log: slog.New(slog.DiscardHandler),
@@ -173,6 +162,26 @@ func (g *guest) json(v any) []byte {
 	return b
 }
 
+// root makes a container's root file system. No two have a file in common, as on a host,
+// where each is an overlay of its own; a lock of the file that all programs are, which the
+// kernel takes for each fork, would otherwise be in common too.
+func (g *guest) root(id string) string {
+	g.Helper()
+	root := filepath.Join(g.share, id)
+	err := os.RemoveAll(root)
+	for _, dir := range []string{"bin", "proc", "dev", "sys", "tmp"} {
+		err = errors.Join(err, os.MkdirAll(filepath.Join(root, dir), 0o755))
+	}
+	err = errors.Join(err, os.WriteFile(filepath.Join(root, "bin/busybox"), g.busybox, 0o755))
+	for _, name := range []string{"sh", "sleep", "cat", "dd", "yes", "true", "head", "tail", "nproc", "usleep", "taskset", "echo", "kill", "free"} {
+		err = errors.Join(err, os.Symlink("busybox", filepath.Join(root, "bin", name)))
+	}
+	if err != nil {
+		g.Fatal(err)
+	}
+	return filepath.Join("/run/husk/share", id)
+}
+
 // run creates and starts a container with a shell script.
 func (g *guest) run(id, script string, r *specs.LinuxResources) *output {
 	g.Helper()
@@ -189,10 +198,11 @@ func (g *guest) run(id, script string, r *specs.LinuxResources) *output {
 func (g *guest) create(id, script string, r *specs.LinuxResources, o *output) error {
 	g.Helper()
 	s := &specs.Spec{
-		Version: "1.0.2", Root: &specs.Root{Path: "/run/husk/share/root"}, Process: process(script),
+		Version: "1.0.2", Root: &specs.Root{Path: g.root(id)}, Process: process(script),
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=755"}},
+			{Destination: "/dev/shm", Type: "bind", Source: agentv1.SharedShm, Options: []string{"rbind"}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs"},
 			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup"},
 			{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs"},

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/husk-containers/husk/hypervisor"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
@@ -348,5 +349,81 @@ func testCPUs(g *guest) {
 	}
 	if err := g.remove("c"); err != nil {
 		g.Error(err)
+	}
+}
+
+// TestMemory holds that what depends on the guest's memory follows it, whether the agent is
+// asked to wait for it or sees it come and go by itself.
+func TestMemory(t *testing.T) {
+	const bootMiB, kept = 640, 3238 // with huge pages, for which the kernel would keep 30 MiB
+	g := boot(t, func(c *hypervisor.Config) {
+		c.MemoryMiB, c.MaxMemoryMiB = bootMiB, bootMiB+512
+		c.KernelParams = fmt.Sprint("sysctl.vm.min_free_kbytes=", kept)
+	})
+	g.run("c", "sleep 1000", nil)
+	look := func() (keptKiB, limit uint64) {
+		t.Helper()
+		out, err := g.exec("c", "look", "cat /proc/sys/vm/min_free_kbytes")
+		if err != nil {
+			t.Fatal(err)
+		}
+		keptKiB, err = strconv.ParseUint(out, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return keptKiB, g.stats("").GetMemory().GetUsageLimit()
+	}
+	const reserved = 48 << 20
+	if keptKiB, limit := look(); keptKiB != kept || limit < (bootMiB-128)<<20 || limit > (bootMiB-64)<<20 {
+		t.Errorf("after the boot: %d KiB kept free, a limit of %d MiB", keptKiB, limit>>20)
+	}
+	resizer, ok := g.vm.(hypervisor.Resizer)
+	if !ok {
+		t.Fatal("the VM cannot be resized")
+	}
+	for _, want := range []int{bootMiB + 512, bootMiB, bootMiB + 256} {
+		begin := time.Now()
+		before, err := g.OnlineResources(g.ctx, &agentv1.OnlineResourcesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := resizer.Resize(g.ctx, hypervisor.Size{VCPUs: 2, MemoryMiB: want})
+		if err != nil || got.MemoryMiB != want {
+			t.Fatalf("%d MiB: %v, %v", want, got, err)
+		}
+		r := &agentv1.OnlineResourcesRequest{}
+		if got.MemoryMiB > bootMiB {
+			r.MemoryBytes = before.GetMemoryBytes() + uint64(want-bootMiB)<<20
+		}
+		answer, err := g.OnlineResources(g.ctx, r)
+		if err != nil || answer.GetMemoryBytes() < r.GetMemoryBytes() {
+			t.Fatalf("%d MiB: %v, %v", want, answer, err)
+		}
+		took := time.Since(begin)
+		total, available := answer.GetMemoryBytes(), answer.GetAvailableBytes()
+		if total > uint64(want)<<20 || total < uint64(want-64)<<20 || available > total || available < total/2 {
+			t.Errorf("%d MiB: %v", want, answer)
+		}
+		keptKiB, limit := look()
+		if limit != total-reserved {
+			t.Errorf("%d MiB: a limit of %d MiB of %d", want, limit>>20, total>>20)
+		}
+		if most := uint64(math.Sqrt(float64(total>>10) * 16)); keptKiB != max(kept, most) {
+			t.Errorf("%d MiB: %d KiB kept free, want %d", want, keptKiB, max(kept, most))
+		}
+		t.Logf("%d MiB in %s: MemTotal %d MiB, available %d, containers %d, kept free %d KiB", want, took, total>>20, available>>20, limit>>20, keptKiB)
+	}
+	// What goes is followed without a call.
+	if _, err := resizer.Resize(g.ctx, hypervisor.Size{VCPUs: 2, MemoryMiB: bootMiB}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		keptKiB, limit := look()
+		if limit <= (bootMiB-64)<<20 && keptKiB == kept {
+			break
+		}
+		if g.ctx.Err() != nil {
+			t.Fatalf("%d KiB kept free, a limit of %d MiB", keptKiB, limit>>20)
+		}
 	}
 }

@@ -52,9 +52,9 @@ func (u *uevents) next(ctx context.Context, then time.Time) error {
 	}
 }
 
-// Watch calls changed whenever the kernel tells of a CPU or of memory that has come,
+// watch calls changed whenever the kernel tells of a CPU or of memory that has come,
 // gone, or gone into or out of use, until ctx ends.
-func Watch(ctx context.Context, changed func()) error {
+func watch(ctx context.Context, changed func()) error {
 	u, err := openUevents()
 	if err != nil {
 		return err

@@ -67,28 +67,7 @@ type machine struct {
 	guestMachine
 	*network.Stack
 	*storage.Set
-	hotplug.Machine
-}
-
-// limitMemory bounds the containers by the memory that there is.
-func limitMemory(m hotplug.Machine) error {
-	total, err := m.Memory()
-	if err != nil {
-		return err
-	}
-	return boot.LimitMemory(total)
-}
-
-// watchMemory does so anew whenever memory comes or goes.
-func watchMemory(ctx context.Context, m hotplug.Machine) {
-	err := hotplug.Watch(ctx, func() {
-		if err := limitMemory(m); err != nil {
-			slog.Warn("memory has changed", "err", err)
-		}
-	})
-	if err != nil {
-		slog.Warn("changes of memory are not seen any more", "err", err)
-	}
+	*hotplug.Machine
 }
 
 // run returns when the host has asked for the shutdown, or with the reason why
@@ -119,11 +98,14 @@ func run(started time.Duration) error {
 	if err != nil {
 		return err
 	}
-	resources := hotplug.Machine{CPUs: "/sys/devices/system/cpu", Meminfo: "/proc/meminfo", Containers: boot.ContainersCgroup}
-	if err := limitMemory(resources); err != nil {
+	resources, err := hotplug.New(hotplug.Files{
+		CPUs: "/sys/devices/system/cpu", Meminfo: "/proc/meminfo", MinFree: "/proc/sys/vm/min_free_kbytes",
+		Containers: boot.ContainersCgroup,
+	})
+	if err != nil {
 		return err
 	}
-	go watchMemory(ctx, resources) // ends with the guest
+	go resources.Follow(ctx) // ends with the guest
 	host, err := channel.Open(ctx, params.Channel)
 	if err != nil {
 		return err

@@ -86,9 +86,10 @@ func TestSizeThatCannotBeIsRefused(t *testing.T) {
 	each(t, setup{husk: true}, func(e *env) {
 		began := time.Now()
 		e.refused(e.podConfig("small", asks(100, 0), func(c *runtime.PodSandboxConfig) { c.Linux.Resources.MemoryLimitInBytes = 512 << 10 }),
-			"memory limit", "524288", "raise")
-		e.refused(e.podConfig("large", asks(100, 1<<30)), "memory limit", fmt.Sprint(1<<30, " MiB"), "at most", "max_memory_mib")
-		e.refused(e.podConfig("wide", asks(1000_000, 512)), "CPU limit", "1000", "at most", "max_vcpus")
+			"memory limit", "524288 bytes", "raise")
+		e.configure(daemon.Settings{"hypervisor": {"max_vcpus": 3, "max_memory_mib": 1024}})
+		e.refused(e.podConfig("large", asks(100, 4096)), "memory limit", "4096 MiB", "at most", "1024", "max_memory_mib")
+		e.refused(e.podConfig("wide", asks(8000, 512)), "CPU limit", "8", "at most 3", "max_vcpus")
 		if took := time.Since(began); took > 30*time.Second*patience() {
 			e.Errorf("three refusals took %v", took)
 		}
@@ -128,7 +129,7 @@ func TestSizeByAnnotations(t *testing.T) {
 		}
 		// What the pod's containers are limited to is not what an annotation speaks of.
 		q := e.run("both", asks(500, 384), annotated(vcpus, "2"))
-		d := q.start("d", idle)
+		d := q.start("d", idle, limits(500, 384))
 		d.want("nproc", "1")
 		d.wantMemory(384)
 		p.remove()

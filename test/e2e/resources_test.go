@@ -183,9 +183,9 @@ func TestSizeOfALoneContainer(t *testing.T) {
 			}
 		}
 		e.oneClearError(e.sh(script, "--memory-limit", "524288"), "memory limit", "524288", "raise")
-		e.oneClearError(e.sh(script, "--cpus", "500"), "CPU limit", "500", "max_vcpus")
 		e.oneClearError(e.sh(script, "--annotation", "io.husk.default_vcpus=2"), "io.husk.default_vcpus", "allowed_annotations")
-		e.configure(daemon.Settings{"runtime": {"allowed_annotations": []string{"io.husk.default_*"}}})
+		e.configure(daemon.Settings{"runtime": {"allowed_annotations": []string{"io.husk.default_*"}}, "hypervisor": {"max_vcpus": 2}})
+		e.oneClearError(e.sh(script, "--cpus", "2.5"), "CPU limit", "2.5", "max_vcpus")
 		if r := e.sh("nproc", "--annotation", "io.husk.default_vcpus=2"); r.stdout != "2\n" {
 			e.Errorf("%v, want 2 CPUs by an annotation", r)
 		}

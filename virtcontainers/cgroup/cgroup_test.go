@@ -404,8 +404,9 @@ func TestUsage(t *testing.T) {
 	if werr := cmd.Wait(); errdefs.IsNotFound(err) {
 		t.Skip(err, werr)
 	}
-	if err != nil || u.MemoryBytes < 32<<20 || u.CPUMicros == 0 || u.CPUMicros > 60e6 {
-		t.Errorf("%+v, %v, want 32 MiB and some time", u, err)
+	if err != nil || u.MemoryBytes < 32<<20 || u.AnonBytes < 32<<20 || u.AnonBytes > u.MemoryBytes || u.Pids == 0 ||
+		u.CPUMicros == 0 || u.CPUMicros > 60e6 || u.UserMicros+u.SystemMicros > u.CPUMicros+1e5 {
+		t.Errorf("%+v, %v, want 32 MiB and some time of a process", u, err)
 	}
 	if err := c.Delete(t.Context()); err != nil {
 		t.Fatal(err)

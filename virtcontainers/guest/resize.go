@@ -68,8 +68,9 @@ func (s resizing) resize(ctx context.Context, from, want hypervisor.Size) (hyper
 	if err != nil || got == from {
 		return got, err
 	}
+	// The guest's kernel does not tell the agent of all that goes: it is told here.
 	plugged := uint64(max(0, got.MemoryMiB-from.MemoryMiB)) << 20
-	if got.VCPUs <= from.VCPUs && plugged == 0 {
+	if got.VCPUs <= from.VCPUs && got.MemoryMiB == from.MemoryMiB {
 		return got, nil
 	}
 	if plugged > 0 {

@@ -87,6 +87,25 @@ func (r *Record) Enter(home []string) error {
 	return nil
 }
 
+// MakeCgroup makes the cgroup that a spec's linux.cgroupsPath names, and returns where
+// this process is as yet. Both are put on record first.
+func (r *Record) MakeCgroup(cgroupsPath string) (group *cgroup.Cgroup, home []string, err error) {
+	path, err := cgroup.Parse(cgroupsPath)
+	if err != nil {
+		return nil, nil, fmt.Errorf("linux.cgroupsPath: %w", err)
+	}
+	here, err := cgroup.Of(os.Getpid())
+	if err != nil {
+		return nil, nil, err
+	}
+	home = here.Dirs()
+	if err := r.Enter(home); err != nil {
+		return nil, nil, err
+	}
+	group, err = cgroup.New(path, r.AddCgroup)
+	return group, home, err
+}
+
 // Entered returns where the shim is to go back to, nil where it has entered no cgroup,
 // and the directories of cgroups that are to be removed.
 func (r *Record) Entered() (home, created []string) {
