@@ -47,13 +47,17 @@ type VM interface {
 	Done() <-chan struct{}
 	// Err says why in one line, after Done: the exit status, the end of its
 	// stderr, that the guest powered itself off, the guest's last console lines. It
-	// is an ErrKilled where that is why, and nil after a Stop.
+	// is an ErrKilled or an ErrGuestOOM where that is why, and nil after a Stop.
 	Err() error
 }
 
 // ErrKilled is the end of a monitor, or of a helper process of it, by a SIGKILL that
 // is not Stop's: the OOM killer's, which the cgroup's counters tell, or anybody's.
 var ErrKilled = errors.New("killed by SIGKILL")
+
+// ErrGuestOOM is the end of a guest whose kernel had no memory left and nothing more to
+// kill for it. The guest says so itself.
+var ErrGuestOOM = errors.New("the guest ran out of memory")
 
 // Capabilities is what a host offers to VMs of one kind.
 type Capabilities struct {

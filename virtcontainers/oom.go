@@ -32,9 +32,16 @@ func (s *Sandbox) oomKills() uint64 {
 }
 
 // onEnd is called when the VM has ended of itself. Where the host's OOM killer was behind
-// it, every container has run out of memory, and is told of before its exit.
+// it, or the guest's kernel had no memory left, every container has run out of memory, and
+// is told of before its exit.
 func (s *Sandbox) onEnd(cause error) error {
-	if !errors.Is(cause, hypervisor.ErrKilled) || s.oomKills() <= s.oomsAtBoot {
+	var told error
+	switch {
+	case errors.Is(cause, hypervisor.ErrKilled) && s.oomKills() > s.oomsAtBoot:
+		told = fmt.Errorf("the host ran out of memory for the pod, and its OOM killer chose the VM: raise the pod's memory limit, or the RuntimeClass's overhead: %w", cause)
+	case errors.Is(cause, hypervisor.ErrGuestOOM):
+		told = fmt.Errorf("%w: raise the pod's memory limit, or hypervisor.default_memory_mib for pods without one", cause)
+	default:
 		return cause
 	}
 	for _, c := range s.Containers() {
@@ -43,5 +50,5 @@ func (s *Sandbox) onEnd(cause error) error {
 			c.wake()
 		}
 	}
-	return fmt.Errorf("the host ran out of memory for the pod, and its OOM killer chose the VM: raise the pod's memory limit, or the RuntimeClass's overhead: %w", cause)
+	return told
 }

@@ -1,11 +1,13 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/husk-containers/husk/hypervisor"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
 )
 
@@ -119,5 +121,23 @@ func TestOutOfMemory(t *testing.T) {
 	}
 	if s := g.stats("quiet"); s.GetMemoryEvents().GetOomKill() != 0 {
 		t.Errorf("the sibling: %v", s.GetMemoryEvents())
+	}
+}
+
+// TestGuestOutOfMemory holds that the host learns of a guest whose kernel has no memory
+// left, since a container that may do so has it keep all of it free.
+func TestGuestOutOfMemory(t *testing.T) {
+	g := boot(t, func(c *hypervisor.Config) { c.MemoryMiB = 128 })
+	g.run("hog", "echo 1000000 > /proc/sys/vm/min_free_kbytes", nil)
+	silent := &output{streams: &agentv1.Streams{}}
+	for i := 0; g.vm.Err() == nil; i++ {
+		if g.ctx.Err() != nil {
+			t.Fatal("the guest goes on")
+		}
+		// Each takes some of what is left; some fail, and in the end all do.
+		g.create(fmt.Sprint("c", i), "sleep 1000", nil, silent) //nolint:errcheck // see above
+	}
+	if err := g.vm.Err(); !errors.Is(err, hypervisor.ErrGuestOOM) {
+		t.Errorf("the VM's end: %v", err)
 	}
 }

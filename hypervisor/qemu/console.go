@@ -7,6 +7,8 @@ import (
 	"sync"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/husk-containers/husk/hypervisor"
 )
 
 const (
@@ -84,6 +86,25 @@ func (c *console) panicLine() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.panicked
+}
+
+// oomPanics are the reasons of a panic for want of memory (mm/oom_kill.c): nothing is left
+// to kill, or the kernel was told not to kill.
+var oomPanics = []string{"System is deadlocked on memory", "Out of memory: "}
+
+// panicCause returns why the guest's kernel panicked, an ErrGuestOOM where that is why;
+// nil if it did not.
+func (c *console) panicCause() error {
+	reason := c.panicLine()
+	if reason == "" {
+		return nil
+	}
+	for _, oom := range oomPanics {
+		if strings.HasPrefix(reason, oom) {
+			return fmt.Errorf("%w: its kernel has panicked: %s", hypervisor.ErrGuestOOM, reason)
+		}
+	}
+	return fmt.Errorf("the guest's kernel has panicked: %s", reason)
 }
 
 // printable drops terminal control sequences and escapes every other character

@@ -1,9 +1,13 @@
 package qemu
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"unicode"
+
+	"github.com/husk-containers/husk/hypervisor"
 )
 
 func write(c *console, s string) { c.Write([]byte(s)) } //nolint:errcheck // never fails
@@ -48,4 +52,22 @@ func FuzzConsole(f *testing.F) {
 			t.Errorf("unprintable character in %q", got)
 		}
 	})
+}
+
+// As Linux 6.1 prints them.
+func TestPanicCause(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "<nil>",
+		"[   21.5] Out of memory and no killable processes...\n[   21.5] Kernel panic - not syncing: System is deadlocked on memory\n": "the guest ran out of memory: its kernel has panicked: System is deadlocked on memory",
+		"[   21.5] Kernel panic - not syncing: Out of memory: compulsory panic_on_oom is enabled\n":                                    "the guest ran out of memory: its kernel has panicked: Out of memory: compulsory panic_on_oom is enabled",
+		"[   21.5] Kernel panic - not syncing: Fatal exception\n":                                                                      "the guest's kernel has panicked: Fatal exception",
+		"Out of memory: Killed process 7 (dd)\n":                                                                                       "<nil>",
+	} {
+		c := newConsole(strings.NewReader(text))
+		<-c.done
+		err := c.panicCause()
+		if got := fmt.Sprint(err); got != want || errors.Is(err, hypervisor.ErrGuestOOM) != strings.Contains(want, "out of memory") {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
 }

@@ -239,8 +239,8 @@ func (v *vm) childCause() error {
 	case <-v.console.done: // QEMU held the other end alone
 	case <-time.After(deathGrace):
 	}
-	if p := v.console.panicLine(); p != "" {
-		return fmt.Errorf("the guest's kernel has panicked: %s%s", p, v.lastWords())
+	if err := v.console.panicCause(); err != nil {
+		return fmt.Errorf("%w%s", err, v.lastWords())
 	}
 	if v.child.Status() == "exit status 0" {
 		return fmt.Errorf("the guest has powered itself off%s", v.lastWords())

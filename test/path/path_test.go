@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/husk-containers/husk/config"
+	"github.com/husk-containers/husk/hypervisor"
 	"github.com/husk-containers/husk/hypervisor/hypertest"
 )
 
@@ -161,6 +162,20 @@ func TestTheVMsDeathEndsEveryProcess(t *testing.T) {
 		t.Errorf("the reason is %v", err)
 	}
 	h.remove()
+}
+
+func TestTheGuestsOwnOutOfMemoryIsTold(t *testing.T) {
+	h := newHost(t, false, []string{"sleep", "1000"}, nil)
+	h.run(nil, false)
+	(<-h.vm).Crash(fmt.Errorf("%w: its kernel has panicked: System is deadlocked on memory", hypervisor.ErrGuestOOM))
+	if got := h.exited(""); got != 137 {
+		t.Errorf("exit status %d, want 137", got)
+	}
+	if err := h.sandbox.Err(); err == nil || !strings.Contains(err.Error(), "the guest ran out of memory") || !strings.Contains(err.Error(), "raise the pod's memory limit") {
+		t.Errorf("the reason is %v", err)
+	}
+	h.remove()
+	h.expectEvents("create", "start", "oom", "exit c 137", "delete")
 }
 
 func TestCreateSaysWhyTheGuestDoesNotCome(t *testing.T) {
