@@ -2,12 +2,14 @@ package cri
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -54,6 +56,38 @@ func TestSmokeOfPodsAndTheHostsNetwork(t *testing.T) {
 		for _, pod := range []*pod{p, q, h} {
 			pod.remove()
 		}
+		e.settled()
+	})
+}
+
+// TestSmokeOfResize grows a machine by what is plugged under KVM alone, a vCPU, and by
+// memory, and has it shrink again.
+func TestSmokeOfResize(t *testing.T) {
+	wantSmoke(t)
+	each(t, setup{husk: true}, func(e *env) {
+		e.configure(daemon.Settings{"hypervisor": {"max_vcpus": 2, "max_memory_mib": 768}, "runtime": {"boot_timeout": "5m"}})
+		p := e.run("resize", asks(1000, 256))
+		c := p.start("c", idle, limits(1000, 256))
+		booted := c.memTotal()
+		for _, want := range []struct {
+			cpus        string
+			milli, mib  int64
+			least, most int
+		}{{"2", 2000, 512, 512, 768}, {"1", 1000, 256, 256, booted + 64}} {
+			began := time.Now()
+			c.updated(kubeletResources(want.milli, want.mib))
+			e.Logf("update to %s CPUs and %d MiB took %v", want.cpus, want.mib, time.Since(began))
+			e.within(time.Minute*patience(), "the machine has the size asked for", func(context.Context) error {
+				if cpus, total := c.sh("nproc"), c.memTotal(); cpus != want.cpus || total < want.least || total > want.most {
+					return fmt.Errorf("nproc is %s, MemTotal %d MiB; want %+v", cpus, total, want)
+				}
+				return nil
+			})
+			if got := c.memoryMax(); got != fmt.Sprint(want.mib*mib) {
+				e.Errorf("limit of memory is %s, want %d MiB", got, want.mib)
+			}
+		}
+		p.remove()
 		e.settled()
 	})
 }

@@ -162,7 +162,7 @@ var boxes = []box{
 		},
 		{"test/cri", "^TestSmokeOfOnePod$", "-smoke -containerd=1.6,2.4 -handler=husk -root=/out -scratch=/scratch"},
 		{"test/cri", "^TestSmokeOfPodsAndTheHostsNetwork$", "-smoke -containerd=2.4 -handler=husk-shim -root=/out -scratch=/scratch"},
-		{"test/cri", "^TestResizeOfAPod$", "-smoke -containerd=2.4 -handler=husk -root=/out -scratch=/scratch"},
+		{"test/cri", "^TestSmokeOfResize$", "-smoke -containerd=2.4 -handler=husk -root=/out -scratch=/scratch"},
 	}},
 	{[]string{"-cpus", "2", "-nodes", "2"}, []boxTest{
 		{"test/e2e", "^TestPlacementOnTwoNodes$", "-containerd=2.4 -root=/out -scratch=/scratch"},
