@@ -131,6 +131,11 @@ func (v *vm) isStopping() bool {
 // Stop implements hypervisor.VM.
 func (v *vm) Stop(ctx context.Context) error {
 	v.stopOnce.Do(func() { close(v.stopping) })
+	select {
+	case <-v.child.Done():
+	default:
+		defer free(keepMemory(v.child.PID()))
+	}
 	quit := make(chan struct{})
 	go func() {
 		defer close(quit)
