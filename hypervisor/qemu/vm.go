@@ -16,6 +16,7 @@ import (
 	"github.com/husk-containers/husk/hypervisor/qemu/vcpu"
 	"github.com/husk-containers/husk/hypervisor/virtiofs"
 	"github.com/husk-containers/husk/internal/child"
+	"github.com/husk-containers/husk/internal/memfd"
 	"github.com/husk-containers/husk/internal/undo"
 )
 
@@ -134,7 +135,7 @@ func (v *vm) Stop(ctx context.Context) error {
 	select {
 	case <-v.child.Done():
 	default:
-		defer free(keepMemory(v.child.PID()))
+		defer memfd.Free(memfd.Keep(v.child.PID()))
 	}
 	quit := make(chan struct{})
 	go func() {

@@ -1,4 +1,4 @@
-package qemu
+package memfd
 
 import (
 	"os"
@@ -8,7 +8,7 @@ import (
 )
 
 // Memory outlives the process that made it, here its descriptors, and is held once.
-func TestKeepMemory(t *testing.T) {
+func TestKeep(t *testing.T) {
 	fd, err := unix.MemfdCreate("memory", unix.MFD_CLOEXEC)
 	if err != nil {
 		t.Skipf("no memfd: %v", err)
@@ -22,7 +22,7 @@ func TestKeepMemory(t *testing.T) {
 	if _, err := own.WriteString("kept"); err != nil {
 		t.Fatal(err)
 	}
-	held := keepMemory(os.Getpid())
+	held := Keep(os.Getpid())
 	if err := own.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -36,8 +36,8 @@ func TestKeepMemory(t *testing.T) {
 	if kept != 1 {
 		t.Errorf("%d of %d files are the memory, want 1", kept, len(held))
 	}
-	free(held)
-	if held := keepMemory(1 << 30); held != nil { // no such process
+	Free(held)
+	if held := Keep(1 << 30); held != nil { // no such process
 		t.Errorf("held %d files of nobody", len(held))
 	}
 }

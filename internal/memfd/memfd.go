@@ -1,4 +1,6 @@
-package qemu
+// Package memfd holds the memory of other processes, so that they can end before it is
+// freed.
+package memfd
 
 import (
 	"fmt"
@@ -9,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keepMemory returns the files of a process that are memory, opened, so that the process
+// Keep returns the files of a process that are memory, opened, so that the process
 // does not have to free what it holds before it is gone: for each GiB that takes a busy
 // host a second. Where they cannot be had it does.
-func keepMemory(pid int) []*os.File {
+func Keep(pid int) []*os.File {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -34,9 +36,9 @@ func keepMemory(pid int) []*os.File {
 	return files
 }
 
-// free gives the memory back to the host. It does not wait: the kernel does it, also where
+// Free gives the memory back to the host. It does not wait: the kernel does it, also where
 // this program ends before.
-func free(files []*os.File) {
+func Free(files []*os.File) {
 	go func() {
 		for _, f := range files {
 			f.Close() //nolint:errcheck // nothing was written
