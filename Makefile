@@ -106,7 +106,13 @@ bench: deps build guest ## measure, and print the tables of docs/numbers.md
 	@CGO_ENABLED=0 go build -C test/cri -o $(abspath $(BIN))/bench-pods ./bench
 	@$(BIN)/bench
 	@$(BIN)/bench-pods
-	@$(MAKE) --no-print-directory bench-files
+	@$(MAKE) --no-print-directory bench-resources bench-files
+
+# FLAGS are the program's: -only reclaim measures that part alone.
+.PHONY: bench-resources
+bench-resources: deps build guest ## measure memory, resizes, reclaim, statistics and pauses alone, with FLAGS
+	@CGO_ENABLED=0 go build -C test/cri -o $(abspath $(BIN))/bench-resources ./bench/resources
+	@$(BIN)/bench-resources $(FLAGS)
 
 # FLAGS are the program's: -matrix compares the ways to run virtiofsd, for hours but
 # with loads as small as those of decision 022.

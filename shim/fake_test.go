@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/ttrpc"
@@ -48,6 +49,9 @@ func (s *fakeSandbox) Start(context.Context) error { return s.startErr }
 func (s *fakeSandbox) OOMs() <-chan string         { return s.ooms }
 func (s *fakeSandbox) Done() <-chan struct{}       { return s.done }
 
+func (s *fakeSandbox) Usage() (*stats.Metrics, error) {
+	return &stats.Metrics{Memory: &stats.MemoryStat{Usage: 1 << 28}}, nil
+}
 func (s *fakeSandbox) Paused() bool                 { return s.paused.Load() }
 func (s *fakeSandbox) Pause(context.Context) error  { s.paused.Store(true); return nil }
 func (s *fakeSandbox) Resume(context.Context) error { s.paused.Store(false); return nil }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	huskevents "github.com/husk-containers/husk/shim/events"
@@ -20,6 +21,8 @@ type (
 		Start(ctx context.Context) error
 		// OOMs yields the ids of containers that have an OOM to tell of.
 		OOMs() <-chan string
+		// Usage is what it costs the host.
+		Usage() (*stats.Metrics, error)
 		Pause(ctx context.Context) error
 		Resume(ctx context.Context) error
 		Paused() bool

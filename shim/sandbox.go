@@ -13,11 +13,10 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/husk-containers/husk/shim/pod"
+	"github.com/husk-containers/husk/shim/task"
 )
 
 // The states of a sandbox in the sandbox API are CRI's.
@@ -198,14 +197,19 @@ func (s *Service) shutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSan
 	return &sandboxapi.ShutdownSandboxResponse{}, nil
 }
 
-// sandboxMetrics answers with none: containerd wants a metric of some type.
+// sandboxMetrics tells what the pod costs the host: the VM, the shim and all helpers.
 func (s *Service) sandboxMetrics(_ context.Context, r *sandboxapi.SandboxMetricsRequest) (*sandboxapi.SandboxMetricsResponse, error) {
-	if _, err := s.lookup(r.SandboxID); err != nil {
+	l, err := s.lookup(r.SandboxID)
+	if err != nil {
 		return nil, err
 	}
-	none, err := anypb.New(&emptypb.Empty{})
+	m, err := l.sandbox.Usage()
 	if err != nil {
 		return nil, fmt.Errorf("metrics of sandbox %q: %w", s.id, err)
 	}
-	return &sandboxapi.SandboxMetricsResponse{Metrics: &types.Metric{Timestamp: timestamppb.Now(), ID: s.id, Data: none}}, nil
+	data, err := task.Metrics(m)
+	if err != nil {
+		return nil, fmt.Errorf("metrics of sandbox %q: %w", s.id, err)
+	}
+	return &sandboxapi.SandboxMetricsResponse{Metrics: &types.Metric{Timestamp: timestamppb.Now(), ID: s.id, Data: data}}, nil
 }

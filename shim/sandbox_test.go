@@ -8,11 +8,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/typeurl/v2"
 )
 
 const netns = "/run/netns/cni-1"
@@ -89,10 +91,14 @@ func TestSandboxStates(t *testing.T) {
 		{"status", func(h *harness) error { _, err := h.status(); return err }},
 		{"metrics", func(h *harness) error {
 			resp, err := h.pod.SandboxMetrics(h.t.Context(), &sandboxapi.SandboxMetricsRequest{SandboxID: "pod"})
-			if err == nil && (resp.Metrics.GetID() != "pod" || resp.Metrics.GetTimestamp() == nil || resp.Metrics.GetData() == nil) {
-				h.t.Errorf("metrics: %v", resp)
+			if err != nil {
+				return err
 			}
-			return err
+			m, uerr := typeurl.UnmarshalAny(resp.Metrics.GetData())
+			if got, ok := m.(*stats.Metrics); uerr != nil || !ok || got.Memory.GetUsage() != 1<<28 || resp.Metrics.GetID() != "pod" || resp.Metrics.GetTimestamp() == nil {
+				h.t.Errorf("metrics: %v, %v", resp, uerr)
+			}
+			return nil
 		}},
 		{"platform", func(h *harness) error {
 			resp, err := h.pod.Platform(h.t.Context(), &sandboxapi.PlatformRequest{SandboxID: "pod"})

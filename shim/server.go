@@ -37,6 +37,7 @@ func (s *Service) register(server *ttrpc.Server) {
 		"Pause":  onTask(s, (*task.Task).Pause),
 		"Resume": onTask(s, (*task.Task).Resume),
 		"Stats":  onTask(s, (*task.Task).Stats),
+		"Update": onTask(s, (*task.Task).Update),
 
 		"Checkpoint": unsupported[api.CheckpointTaskRequest]("a checkpoint of a task"),
 	}
@@ -55,7 +56,7 @@ func (s *Service) register(server *ttrpc.Server) {
 		"SandboxMetrics":  method(s.sandboxMetrics),
 
 		// containerd takes this answer for what it is, and goes on.
-		"UpdateSandbox": unsupported[sandboxapi.UpdateSandboxRequest]("updating a sandbox, whose VM stays as it was booted,"),
+		"UpdateSandbox": unsupported[sandboxapi.UpdateSandboxRequest]("updating a sandbox, whose VM changes with its containers,"),
 	})
 	s.transfers.Register(server)
 	operator.New(s.operated, s.containers).Register(server)

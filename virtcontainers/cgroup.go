@@ -2,7 +2,6 @@ package virtcontainers
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 
@@ -26,30 +25,11 @@ func Spawn(bundle string, daemon *exec.Cmd) error {
 	if err != nil {
 		return err
 	}
-	group, _, err := makeCgroup(r, sp.Linux.CgroupsPath)
+	group, _, err := r.MakeCgroup(sp.Linux.CgroupsPath)
 	if err != nil {
 		return err
 	}
 	return group.Start(daemon)
-}
-
-// makeCgroup makes the cgroup that a spec's linux.cgroupsPath names, and returns where
-// this process is as yet. Both are put on record first.
-func makeCgroup(r *record.Record, cgroupsPath string) (group *cgroup.Cgroup, home []string, err error) {
-	path, err := cgroup.Parse(cgroupsPath)
-	if err != nil {
-		return nil, nil, fmt.Errorf("linux.cgroupsPath: %w", err)
-	}
-	here, err := cgroup.Of(os.Getpid())
-	if err != nil {
-		return nil, nil, err
-	}
-	home = here.Dirs()
-	if err := r.Enter(home); err != nil {
-		return nil, nil, err
-	}
-	group, err = cgroup.New(path, r.AddCgroup)
-	return group, home, err
 }
 
 // enter has this process, and with it all that the sandbox will run, in the pod's
@@ -67,7 +47,7 @@ func (s *Sandbox) enter(cgroupsPath string) error {
 	case cgroupsPath == "":
 		return nil
 	}
-	group, home, err := makeCgroup(s.record, cgroupsPath)
+	group, home, err := s.record.MakeCgroup(cgroupsPath)
 	if err != nil {
 		return err
 	}

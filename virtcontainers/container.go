@@ -20,6 +20,7 @@ import (
 
 	"github.com/husk-containers/husk/internal/undo"
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/metrics"
 	"github.com/husk-containers/husk/virtcontainers/process"
 	"github.com/husk-containers/husk/virtcontainers/refusal"
 	"github.com/husk-containers/husk/virtcontainers/spec"
@@ -55,7 +56,9 @@ type Container struct {
 	created    time.Duration   // what its creation took once the guest was ready
 	holds      bool            // nothing runs in it
 
-	ooms ooms
+	ooms    process.OOMs
+	meter   *metrics.Meter
+	devices []specs.LinuxDeviceCgroup // that it was created with, the guest's
 
 	mu      sync.Mutex
 	execs   map[string]*Process
@@ -81,6 +84,10 @@ func (s *Sandbox) CreateContainer(ctx context.Context, cfg ContainerConfig) (_ *
 	defer func() { err = refusal.During(err, "create container %q", cfg.ID) }()
 	c := &Container{id: cfg.ID, bundle: cfg.Bundle, sandbox: s, holds: cfg.Holds, execs: map[string]*Process{}, noted: map[string]bool{}}
 	c.init = c.newInit(cfg.Stdio)
+	c.meter = metrics.NewMeter(s.guest, c.id)
+	if c.holds {
+		c.meter = metrics.NewMeter(s.guest, "")
+	}
 	err = checkID(cfg.ID)
 	if err == nil {
 		err = s.reserve(c)
@@ -113,7 +120,7 @@ func (c *Container) newInit(stdio Stdio) *Process {
 
 // exited is called before the exit of the container is told.
 func (c *Container) exited(ooms uint64) {
-	c.ooms.end(ooms)
+	c.ooms.End(ooms)
 	c.sandbox.capacity.Drop(c.id)
 	c.sandbox.spawn(c.sandbox.capacity.Settle)
 	c.report()
@@ -314,19 +321,12 @@ func (c *Container) Processes(ctx context.Context) ([]ProcessInfo, error) {
 	if c.holds {
 		return nil, nil
 	}
-	var resp *agentv1.ListProcessesResponse
-	err := c.sandbox.guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) (err error) {
-		resp, err = a.ListProcesses(ctx, &agentv1.ListProcessesRequest{ContainerId: c.id})
-		if err == nil {
-			err = resp.Validate()
-		}
-		return err
-	})
+	processes, err := c.meter.Processes(ctx)
 	if err != nil {
 		return nil, refusal.During(err, "list processes of container %q", c.id)
 	}
 	var ps []ProcessInfo
-	for _, p := range resp.Processes {
+	for _, p := range processes {
 		info := ProcessInfo{PID: p.Pid}
 		if _, err := c.Process(p.ExecId); err == nil { // ids are the host's
 			info.ExecID = p.ExecId

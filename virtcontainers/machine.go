@@ -108,7 +108,7 @@ func (s *Sandbox) configuration() *agentv1.ConfigureRequest {
 // knows.
 func (s *Sandbox) onEvent(e *agentv1.Event) {
 	if oom := e.GetOom(); oom != nil {
-		if c, err := s.Container(oom.ContainerId); err == nil && c.ooms.add(time.Now()) {
+		if c, err := s.Container(oom.ContainerId); err == nil && c.ooms.Add(time.Now()) {
 			c.wake()
 		}
 	}

@@ -14,6 +14,13 @@ import (
 // Pause has the VM stand still, and every container in it. It is FailedPrecondition
 // for a sandbox that does not run.
 func (s *Sandbox) Pause(ctx context.Context) error {
+	for _, c := range s.Containers() {
+		if state := c.init.State(); state == Running || state == Paused {
+			if err := c.meter.Read(ctx); err != nil {
+				s.log.Warn("what a container uses will not be told while it is paused", "container", c.id, "err", err)
+			}
+		}
+	}
 	if err := s.guest.Pause(ctx); err != nil {
 		return fmt.Errorf("pause sandbox %q: %w", s.id, err)
 	}

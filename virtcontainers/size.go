@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -58,7 +59,11 @@ func (s *Sandbox) updateInGuest(ctx context.Context, id string, r *specs.LinuxRe
 // it is bound to CPUs of the host.
 func (c *Container) claim(ctx context.Context, plan *spec.Plan) error {
 	s := c.sandbox
+	if plan.Spec.Linux.Resources == nil {
+		plan.Spec.Linux.Resources = &specs.LinuxResources{}
+	}
 	r := plan.Spec.Linux.Resources
+	c.devices = r.Devices
 	c.undo.Push("give up what it claims of the VM", s.config.Runtime.StopTimeout.Duration, func(ctx context.Context) error {
 		s.capacity.Drop(c.id)
 		s.capacity.Settle(ctx)
@@ -87,7 +92,10 @@ func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 		err = fmt.Errorf("it is the pod's sandbox container, in which nothing runs: update the pod's containers: %w", errdefs.ErrNotImplemented)
 	case state == Stopped || state == Deleted:
 		err = fmt.Errorf("the container is %s: %w", state, errdefs.ErrFailedPrecondition)
+	case len(guest.Devices) > 0 && !reflect.DeepEqual(guest.Devices, c.devices):
+		err = fmt.Errorf("linux.resources.devices: they stay as the container was created with: %w", errdefs.ErrNotImplemented)
 	default:
+		guest.Devices = nil
 		claim := s.capacity.Claim(c.id).Merged(capacity.Claim{Resources: guest, CPUs: cpus, Mems: mems})
 		err = s.capacity.Change(ctx, c.id, claim, func(cpus string) error {
 			if claim.CPUs != "" {

@@ -139,3 +139,16 @@ func (t Table) file(elements ...string) (string, error) {
 	}
 	return string(raw), err
 }
+
+// WithChildren are processes and those that they have started, and these in turn.
+func WithChildren(all []Process, pids []int) []int {
+	pids = slices.Clone(pids)
+	for i := 0; i < len(pids); i++ {
+		for _, p := range all {
+			if p.PPID == pids[i] && !slices.Contains(pids, p.PID) {
+				pids = append(pids, p.PID)
+			}
+		}
+	}
+	return pids
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,5 +130,16 @@ func TestTheHostsOwn(t *testing.T) {
 	}
 	if age, err := proc.Age(self); err != nil || age > time.Hour {
 		t.Errorf("age: %v, %v", age, err)
+	}
+}
+
+func TestWithChildren(t *testing.T) {
+	all := []Process{{PID: 1}, {PID: 9, PPID: 12}, {PID: 10, PPID: 1}, {PID: 11, PPID: 10}, {PID: 12, PPID: 11}, {PID: 13, PPID: 1}}
+	given := []int{10, 11}
+	if got := WithChildren(all, given); !slices.Equal(got, []int{10, 11, 12, 9}) || !slices.Equal(given, []int{10, 11}) {
+		t.Errorf("of %v: %v", given, got)
+	}
+	if got := WithChildren(all, []int{13, 99}); !slices.Equal(got, []int{13, 99}) {
+		t.Errorf("of one without children, and one that has ended: %v", got)
 	}
 }

@@ -96,8 +96,16 @@ func TestNoisyNeighbours(t *testing.T) {
 			if now := measure(); now > shim+noisyGrowth {
 				e.Errorf("%s: the shim's memory has grown from %d to %d MiB", tt.name, shim/mib, now/mib)
 			}
+			began := time.Now()
+			u, err := hog.tryUsage()
+			if err != nil {
+				e.Errorf("%s: statistics of what makes the noise: %v", tt.name, err)
+			}
+			e.Logf("%s has %d processes and threads and %d MiB, as it told in %v", tt.name, u.pids, u.memory/mib, time.Since(began))
+			began = time.Now()
 			hog.stop()
 			hog.remove()
+			e.Logf("%s was ended in %v", tt.name, time.Since(began))
 			os.Remove(hog.log) // a flood's is large
 			worst, windows := sibling.worst(since)
 			e.Logf("beside %s: worst latency %v in %d windows, slowest exec %v, shim %d MiB", tt.name, worst, windows, slowest, measure()/mib)

@@ -170,6 +170,17 @@ func TestPauseOfASandbox(t *testing.T) {
 			e.Errorf("start in a stopped machine: %v", err)
 		}
 
+		// Nor does one pod that is stopped keep others from telling of themselves.
+		ctx, cancel := e.call()
+		defer cancel()
+		began = time.Now()
+		if _, err := e.cri.ListPodSandboxStats(ctx, &runtime.ListPodSandboxStatsRequest{}); err != nil {
+			e.Errorf("stats of all pods beside a stopped machine: %v", err)
+		}
+		if took := time.Since(began); took > statsLimit*patience() {
+			e.Errorf("stats of all pods took %v", took)
+		}
+
 		e.must(sandbox.resume())
 		sandbox.wantState("RUNNING")
 		ev.want(sandbox, "paused", "resumed")

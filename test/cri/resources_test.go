@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -205,7 +206,9 @@ func (e *env) ctr(args ...string) (string, error) {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		err = fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, &stderr)
+		// ctr 2 says first what it thinks of a host like this one.
+		said := slices.DeleteFunc(strings.Split(strings.TrimSpace(stderr.String()), "\n"), func(line string) bool { return strings.Contains(line, "DEPRECATION") })
+		err = fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, strings.Join(said, "\n"))
 	}
 	return string(out), err
 }

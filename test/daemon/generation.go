@@ -58,6 +58,9 @@ disabled_plugins = [{no-cri}
 
 [debug]
   level = "info"
+
+[timeouts]
+  "io.containerd.timeout.shim.cleanup" = "30s"
 `
 
 const config2 = `version = 3
@@ -78,4 +81,7 @@ disabled_plugins = [{no-cri}
 
 [debug]
   level = "info"
+
+[timeouts]
+  "io.containerd.timeout.shim.cleanup" = "30s"
 `

@@ -173,7 +173,7 @@ func TestSizeOfALoneContainer(t *testing.T) {
 			flags             []string
 			cpus, least, most int
 		}{
-			{flags: []string{"--memory-limit", fmt.Sprint(512 * mib), "--cpus", "1.5"}, cpus: 2, least: 512, most: 512 + 512/20 + 24},
+			{flags: []string{"--memory-limit", fmt.Sprint(512 * mib), "--cpus", "1.5"}, cpus: 2, least: 512, most: 512 + 512/20 + 44},
 			{flags: nil, cpus: 1, least: 180, most: 300},
 		} {
 			r := e.sh(script, tt.flags...)
@@ -182,9 +182,10 @@ func TestSizeOfALoneContainer(t *testing.T) {
 				e.Errorf("%v: %v; want %d CPUs and %d to %d MiB", tt.flags, r, tt.cpus, tt.least, tt.most)
 			}
 		}
-		e.oneClearError(e.sh(script, "--memory-limit", fmt.Sprint(4*mib)), "4 MiB", "memory", "at least")
+		e.oneClearError(e.sh(script, "--memory-limit", "524288"), "memory limit", "524288", "raise")
 		e.oneClearError(e.sh(script, "--annotation", "io.husk.default_vcpus=2"), "io.husk.default_vcpus", "allowed_annotations")
-		e.configure(daemon.Settings{"runtime": {"allowed_annotations": []string{"io.husk.default_*"}}})
+		e.configure(daemon.Settings{"runtime": {"allowed_annotations": []string{"io.husk.default_*"}}, "hypervisor": {"max_vcpus": 2}})
+		e.oneClearError(e.sh(script, "--cpus", "2.5"), "CPU limit", "2.5", "max_vcpus")
 		if r := e.sh("nproc", "--annotation", "io.husk.default_vcpus=2"); r.stdout != "2\n" {
 			e.Errorf("%v, want 2 CPUs by an annotation", r)
 		}

@@ -38,11 +38,19 @@ type podStatus struct {
 	Memory               struct {
 		PSS int64 `json:"pss_kib"`
 	}
-	CPUs       string
+	CPUs, Nodes string
+	Placement   struct {
+		CPUs        string
+		MemoryNodes string `json:"memory_nodes"`
+		Pinned      bool
+	}
 	Containers []struct{ ID, State string }
-	VCPUs      []struct{ CPUs string }
-	Age        *int64 `json:"age_seconds"`
-	Processes  []struct {
+	VCPUs      []struct {
+		CPUs   string
+		Thread int
+	}
+	Age       *int64 `json:"age_seconds"`
+	Processes []struct {
 		Name       string
 		PID        int
 		Affinities []struct {
@@ -53,8 +61,8 @@ type podStatus struct {
 			PSS int64 `json:"pss_kib"`
 		}
 	}
-	Cgroups []struct{ Path string }
-	Unknown []string
+	Cgroups           []struct{ Path string }
+	Warnings, Unknown []string
 }
 
 func (e *env) status(id string) (p podStatus) {

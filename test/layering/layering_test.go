@@ -53,7 +53,7 @@ func list(t *testing.T, args ...string) []pkg {
 // first that fits. The programs' wiring is in cmd; test, guest and the
 // generators below other packages are no part of a running Husk.
 var layers = []struct{ pkg, may string }{
-	{`cmd/containerd-shim-husk-v2`, `shim(/.*)?|virtcontainers(/dialer|/cgroup)?|config|hypervisor|hypervisor/qemu|internal/.*`},
+	{`cmd/containerd-shim-husk-v2`, `shim(/.*)?|virtcontainers(/dialer|/cgroup|/resource)?|config|hypervisor|hypervisor/qemu|internal/.*`},
 	{`cmd/husk`, `config|hypervisor|hypervisor/.*|internal/.*`},
 	{`cmd/husk-agent`, `agent(/.*)?|protocols/.*|internal/.*`},
 	{`shim(/.*)?`, `shim/.*|virtcontainers|internal/.*`},

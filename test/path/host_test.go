@@ -49,8 +49,10 @@ type host struct {
 	sandbox *virtcontainers.Sandbox
 	runtime *agenttest.Runtime
 	vm      chan *hypertest.VM
-	served  chan error
-	client  *ttrpc.Client
+	// resources of the spec.
+	resources *specs.LinuxResources
+	served    chan error
+	client    *ttrpc.Client
 
 	mu     sync.Mutex
 	told   []string
@@ -111,7 +113,7 @@ func newHost(t *testing.T, terminal bool, command []string, change func(*host, *
 	spec := &specs.Spec{
 		Version: specs.Version, Root: &specs.Root{Path: "rootfs"},
 		Process: &specs.Process{Terminal: terminal, Args: command, Cwd: "/", Env: []string{"PATH=/usr/bin:/bin"}},
-		Linux:   &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.NetworkNamespace}}},
+		Linux:   &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.NetworkNamespace}}, Resources: h.resources},
 	}
 	raw, err := json.Marshal(spec)
 	if err != nil {
@@ -227,6 +229,10 @@ func (s eventSink) Forward(_ context.Context, r *eventsapi.ForwardRequest) (*emp
 		word = "delete"
 	case *containerdevents.TaskOOM:
 		word = "oom"
+	case *containerdevents.TaskPaused:
+		word = "paused"
+	case *containerdevents.TaskResumed:
+		word = "resumed"
 	}
 	s.h.mu.Lock()
 	s.h.told = append(s.h.told, word)

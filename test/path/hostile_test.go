@@ -30,11 +30,20 @@ type hostile struct {
 	events func(agentv1.Agent_WatchEventsServer) error
 	// deaf to SignalProcess, RemoveContainer and Shutdown.
 	deaf    bool
+	polite  bool          // answers when asked whether it lives
 	request time.Duration // request_timeout, where not the default
 
 	mu      sync.Mutex
 	streams map[stream.Token]net.Conn
 	stdout  net.Conn // of the container
+}
+
+func (g *hostile) OnlineResources(ctx context.Context, _ *agentv1.OnlineResourcesRequest) (*agentv1.OnlineResourcesResponse, error) {
+	if g.polite {
+		return &agentv1.OnlineResourcesResponse{Cpus: 1}, nil
+	}
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
 }
 
 // newHostile starts a shim over a hostile guest, with short time-outs.
@@ -189,9 +198,16 @@ func (h *host) kill() error {
 }
 
 func TestAKillEndsAGuestThatDoesNotTellOfTheExit(t *testing.T) {
-	for name, deaf := range map[string]bool{"silent": true, "all smiles": false} {
+	for name, tt := range map[string]struct {
+		deaf, polite bool
+		why          string
+	}{
+		"silent":     {true, false, "500ms of a SIGKILL: the guest hangs"},
+		"all smiles": {false, false, "500ms of a SIGKILL: the guest hangs"},
+		"lives":      {false, true, "3s of a SIGKILL: the guest cannot end it"},
+	} {
 		t.Run(name, func(t *testing.T) {
-			h := newHostile(t, &hostile{deaf: deaf})
+			h := newHostile(t, &hostile{deaf: tt.deaf, polite: tt.polite})
 			c := h.newClient(true)
 			h.run(c, false)
 			within(t, func() {
@@ -206,7 +222,7 @@ func TestAKillEndsAGuestThatDoesNotTellOfTheExit(t *testing.T) {
 				h.output(c)
 				h.remove()
 			})
-			if err := h.sandbox.Err(); err == nil || !strings.Contains(err.Error(), "500ms of a SIGKILL") {
+			if err := h.sandbox.Err(); err == nil || !strings.Contains(err.Error(), tt.why) {
 				t.Errorf("the reason is %v", err)
 			}
 		})

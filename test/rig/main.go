@@ -68,6 +68,7 @@ func parse(args []string) (machine.Config, time.Duration, error) {
 	flags := flag.NewFlagSet("rig", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // an error is printed once, by main
 	flags.IntVar(&cfg.CPUs, "cpus", 2, "number of CPUs")
+	flags.IntVar(&cfg.Nodes, "nodes", 1, "number of NUMA nodes, at most that of CPUs")
 	flags.IntVar(&cfg.MemoryMiB, "memory", 4096, "memory in `MiB`")
 	timeout := flags.Duration("timeout", 20*time.Minute, "end the command, with exit code 124, after this time")
 	flags.StringVar(&cfg.Job.Dir, "dir", "", "working directory of the command (default: the current one)")
@@ -95,6 +96,8 @@ func parse(args []string) (machine.Config, time.Duration, error) {
 		return cfg, 0, errors.New("no command given: rig [flags] -- command [argument...]")
 	case cfg.CPUs < 1:
 		return cfg, 0, fmt.Errorf("-cpus %d: at least 1 is needed", cfg.CPUs)
+	case cfg.Nodes < 1 || cfg.Nodes > cfg.CPUs:
+		return cfg, 0, fmt.Errorf("-nodes %d: from 1 to as many as CPUs, %d, are possible", cfg.Nodes, cfg.CPUs)
 	case cfg.MemoryMiB < 512:
 		return cfg, 0, fmt.Errorf("-memory %d: at least 512 MiB are needed", cfg.MemoryMiB)
 	}

@@ -404,8 +404,9 @@ func TestUsage(t *testing.T) {
 	if werr := cmd.Wait(); errdefs.IsNotFound(err) {
 		t.Skip(err, werr)
 	}
-	if err != nil || u.MemoryBytes < 32<<20 || u.CPUMicros == 0 || u.CPUMicros > 60e6 {
-		t.Errorf("%+v, %v, want 32 MiB and some time", u, err)
+	if err != nil || u.MemoryBytes < 32<<20 || u.AnonBytes < 32<<20 || u.AnonBytes > u.MemoryBytes || u.Pids == 0 ||
+		u.CPUMicros == 0 || u.CPUMicros > 60e6 || u.UserMicros+u.SystemMicros > u.CPUMicros+1e5 {
+		t.Errorf("%+v, %v, want 32 MiB and some time of a process", u, err)
 	}
 	if err := c.Delete(t.Context()); err != nil {
 		t.Fatal(err)
@@ -428,5 +429,20 @@ func TestEnable(t *testing.T) {
 	}
 	if got, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control")); string(got) != "+cpu +memory" || err != nil {
 		t.Errorf("asked for %q, %v", got, err)
+	}
+}
+
+// Hierarchies without cpusets, and cpusets without what only version 1 has, bind what
+// they can.
+func TestBindMemory(t *testing.T) {
+	c := newGroup(t, fmt.Sprintf("/husk-test-bind-%d", os.Getpid()))
+	if err := c.BindMemory("0"); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range c.Dirs() {
+		bound, err := os.ReadFile(filepath.Join(dir, "cpuset.mems"))
+		if err == nil && strings.TrimSpace(string(bound)) != "0" {
+			t.Errorf("%s is bound to nodes %q", dir, bound)
+		}
 	}
 }

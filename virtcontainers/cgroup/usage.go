@@ -15,33 +15,58 @@ import (
 
 // Usage is what the processes in a cgroup, and in those in it, use of the host.
 type Usage struct {
-	// MemoryBytes that are charged: anonymous memory, memfds and page cache.
-	MemoryBytes uint64
-	// CPUMicros is the processor time since the cgroup was made, in microseconds.
-	CPUMicros uint64
+	// MemoryBytes that are charged: anonymous memory, memfds and page cache. Of these
+	// AnonBytes are the first, and InactiveFileBytes what the kernel takes back first.
+	MemoryBytes, AnonBytes, InactiveFileBytes uint64
+	// CPUMicros is the processor time since the cgroup was made, in microseconds, of which
+	// the others are the shares of programs and of the kernel.
+	CPUMicros, UserMicros, SystemMicros uint64
+	// Pids are processes and threads.
+	Pids uint64
 }
 
 // Usage returns what is used now. It is NotFound where the host has not given the
 // cgroup a controller that is needed, or the cgroup is gone.
 func (c *Cgroup) Usage() (Usage, error) {
 	var u Usage
-	name, raw, err := c.read("memory.current", "memory.usage_in_bytes")
+	for _, f := range []struct {
+		to *uint64
+		// of version 2 and of version 1; those of a file of lines have a key.
+		file, key, file1, key1 string
+		unit1                  uint64 // of the latter
+	}{
+		{&u.MemoryBytes, "memory.current", "", "memory.usage_in_bytes", "", 1},
+		{&u.AnonBytes, "memory.stat", "anon", "memory.stat", "total_rss", 1},
+		{&u.InactiveFileBytes, "memory.stat", "inactive_file", "memory.stat", "total_inactive_file", 1},
+		{&u.CPUMicros, "cpu.stat", "usage_usec", "cpuacct.usage", "", 1000},
+		{&u.UserMicros, "cpu.stat", "user_usec", "cpuacct.usage_user", "", 1000},
+		{&u.SystemMicros, "cpu.stat", "system_usec", "cpuacct.usage_sys", "", 1000},
+		{&u.Pids, "pids.current", "", "pids.current", "", 1},
+	} {
+		n, err := c.figure(f.file1, f.key1)
+		unit := f.unit1
+		if errdefs.IsNotFound(err) {
+			n, err = c.figure(f.file, f.key)
+			unit = 1
+		}
+		if err != nil {
+			return Usage{}, err
+		}
+		*f.to = n / unit
+	}
+	return u, nil
+}
+
+// figure is a number that a file has, or one of its lines.
+func (c *Cgroup) figure(file, key string) (uint64, error) {
+	name, raw, err := c.read(file)
 	if err != nil {
-		return Usage{}, err
+		return 0, err
 	}
-	if u.MemoryBytes, err = number(name, raw); err != nil {
-		return Usage{}, err
+	if key == "" {
+		return number(name, raw)
 	}
-	if name, raw, err = c.read("cpuacct.usage", "cpu.stat"); err != nil {
-		return Usage{}, err
-	}
-	if name == "cpu.stat" {
-		u.CPUMicros, err = value(name, raw, "usage_usec")
-		return u, err
-	}
-	nanos, err := number(name, raw)
-	u.CPUMicros = nanos / 1000
-	return u, err
+	return value(name, raw, key)
 }
 
 // OOMKills counts the processes of the cgroup that the kernel has killed for want of

@@ -6,6 +6,7 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
 
 	agentv1 "github.com/husk-containers/husk/protocols/agent/v1"
+	"github.com/husk-containers/husk/virtcontainers/cgroup"
 )
 
 // Of returns a valid response in containerd's form. The numbers are the guest's word.
@@ -40,6 +41,15 @@ func Of(r *agentv1.StatsContainerResponse) *stats.Metrics {
 		})
 	}
 	return m
+}
+
+// OfHost returns what a pod uses of the host in containerd's form.
+func OfHost(u cgroup.Usage) *stats.Metrics {
+	return &stats.Metrics{
+		Pids:   &stats.PidsStat{Current: u.Pids},
+		CPU:    &stats.CPUStat{UsageUsec: u.CPUMicros, UserUsec: u.UserMicros, SystemUsec: u.SystemMicros},
+		Memory: &stats.MemoryStat{Usage: u.MemoryBytes, Anon: u.AnonBytes, InactiveFile: u.InactiveFileBytes},
+	}
 }
 
 func cpu(c *agentv1.CPUStats) *stats.CPUStat {

@@ -376,22 +376,44 @@ func (p *Process) Kill(ctx context.Context, signal uint32, all bool) error {
 	return nil
 }
 
+// patienceRounds is how many times a guest that answers is waited for: a fork bomb takes
+// its time to end.
+const patienceRounds = 6
+
 // expectExit ends the VM where the guest does not tell in time of the exit of a
 // process that was killed: deletion completes, whatever the guest does.
 func (p *Process) expectExit() {
 	patience := p.sandbox.StopTimeout + p.sandbox.DrainTimeout
 	p.expected.Do(func() {
-		p.sandbox.Spawn(func(context.Context) {
-			timer := time.NewTimer(patience)
-			defer timer.Stop()
-			select {
-			case <-p.answered:
-			case <-p.sandbox.Guest.Dead():
-			case <-timer.C:
-				p.sandbox.Guest.Fail(fmt.Errorf("%s did not end within %s of a SIGKILL: the guest hangs", p.name(), patience))
+		p.sandbox.Spawn(func(ctx context.Context) {
+			why := "the guest hangs"
+			for round := 1; ; round++ {
+				timer := time.NewTimer(patience)
+				select {
+				case <-p.answered:
+				case <-p.sandbox.Guest.Dead():
+				case <-timer.C:
+					if round < patienceRounds && p.guestAnswers(ctx, patience) {
+						why = "the guest cannot end it"
+						continue
+					}
+					p.sandbox.Guest.Fail(fmt.Errorf("%s did not end within %s of a SIGKILL: %s", p.name(), time.Duration(round)*patience, why))
+				}
+				timer.Stop()
+				return
 			}
 		})
 	})
+}
+
+// guestAnswers asks the guest for a sign of life, which has so much time.
+func (p *Process) guestAnswers(ctx context.Context, patience time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return p.sandbox.Guest.Call(ctx, func(ctx context.Context, a agentv1.AgentClient) error {
+		_, err := a.OnlineResources(ctx, &agentv1.OnlineResourcesRequest{})
+		return err
+	}) == nil
 }
 
 // Resize sets the size of the process's terminal in character cells.

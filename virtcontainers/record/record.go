@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/husk-containers/husk/internal/child"
+	processes "github.com/husk-containers/husk/internal/process"
 	"github.com/husk-containers/husk/virtcontainers/cgroup"
 	"github.com/husk-containers/husk/virtcontainers/storage"
 )
@@ -86,6 +87,25 @@ func (r *Record) Enter(home []string) error {
 	return nil
 }
 
+// MakeCgroup makes the cgroup that a spec's linux.cgroupsPath names, and returns where
+// this process is as yet. Both are put on record first.
+func (r *Record) MakeCgroup(cgroupsPath string) (group *cgroup.Cgroup, home []string, err error) {
+	path, err := cgroup.Parse(cgroupsPath)
+	if err != nil {
+		return nil, nil, fmt.Errorf("linux.cgroupsPath: %w", err)
+	}
+	here, err := cgroup.Of(os.Getpid())
+	if err != nil {
+		return nil, nil, err
+	}
+	home = here.Dirs()
+	if err := r.Enter(home); err != nil {
+		return nil, nil, err
+	}
+	group, err = cgroup.New(path, r.AddCgroup)
+	return group, home, err
+}
+
 // Entered returns where the shim is to go back to, nil where it has entered no cgroup,
 // and the directories of cgroups that are to be removed.
 func (r *Record) Entered() (home, created []string) {
@@ -113,15 +133,20 @@ func (r *Record) Add(name string, pid int) error {
 	return nil
 }
 
-// PIDs are the processes on record.
+// PIDs are the processes on record and those that they have started: virtiofsd works in
+// a child of its own. Where /proc cannot be read they are those on record.
 func (r *Record) PIDs() []int {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	var pids []int
 	for _, p := range r.held.Processes {
 		pids = append(pids, p.PID)
 	}
-	return pids
+	r.mu.Unlock()
+	all, err := processes.Table("/proc").All()
+	if err != nil {
+		return pids // whoever wants to do something with them cannot either
+	}
+	return processes.WithChildren(all, pids)
 }
 
 // AddCgroup puts the directories of a cgroup on record, before they are made.

@@ -5,7 +5,6 @@ package spec
 import (
 	"fmt"
 	"maps"
-	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -19,10 +18,6 @@ import (
 // and in an update alike, and, taken out of that, the CPUs and memory nodes that it is
 // bound to, which are the host's. The error is NotImplemented, or InvalidArgument, and
 // names every field that cannot be honoured. r stays as it is, and may be nil.
-//
-// What is enforced is written for crun 1.8 and cgroup v2: a value that crun would skip
-// in silence is said in another way, and one that says nothing is left out. Zero says
-// nothing, as with runc, but for the limits of which it means none at all.
 func Resources(r *specs.LinuxResources) (guest *specs.LinuxResources, cpus, mems string, err error) {
 	if r == nil {
 		return nil, "", "", nil
@@ -30,26 +25,16 @@ func Resources(r *specs.LinuxResources) (guest *specs.LinuxResources, cpus, mems
 	if err := join(refuseResources(r)); err != nil {
 		return nil, "", "", err
 	}
-	out := specs.LinuxResources{
-		Devices: r.Devices, HugepageLimits: r.HugepageLimits,
-		Unified: make(map[string]string, len(r.Unified)),
-	}
+	out := specs.LinuxResources{Devices: r.Devices, Memory: r.Memory, Pids: r.Pids, HugepageLimits: r.HugepageLimits}
 	if c := r.CPU; c != nil {
 		cpus, mems = c.Cpus, c.Mems
-		out.CPU = guestCPU(c, out.Unified)
+		own := *c
+		own.Cpus, own.Mems = "", ""
+		if own != (specs.LinuxCPU{}) {
+			out.CPU = &own
+		}
 	}
-	if r.Memory != nil {
-		out.Memory = guestMemory(r.Memory, out.Unified)
-	}
-	if p := r.Pids; p != nil && p.Limit != nil && *p.Limit != 0 {
-		out.Pids = p
-	}
-	for _, h := range r.HugepageLimits {
-		// crun knows of the limit on pages in use alone. With this one a process that
-		// asks for too many is told so, instead of being killed when it uses them.
-		out.Unified["hugetlb."+h.Pagesize+".rsvd.max"] = strconv.FormatUint(min(h.Limit, math.MaxInt64), 10)
-	}
-	maps.Copy(out.Unified, r.Unified) // it prevails over the fields
+	out.Unified = maps.Clone(r.Unified)
 	for _, f := range []struct {
 		key string
 		to  *string
@@ -63,59 +48,6 @@ func Resources(r *specs.LinuxResources) (guest *specs.LinuxResources, cpus, mems
 		out.Unified = nil
 	}
 	return &out, cpus, mems, nil
-}
-
-// Shares of cgroup v1 that the kernel makes of smaller and larger ones
-// (sched_group_set_shares in Linux).
-const minShares, maxShares = 2, 1 << 18
-
-func guestCPU(c *specs.LinuxCPU, unified map[string]string) *specs.LinuxCPU {
-	out := &specs.LinuxCPU{Idle: c.Idle}
-	if c.Shares != nil && *c.Shares != 0 {
-		shares := max(minShares, min(*c.Shares, maxShares))
-		out.Shares = &shares
-	}
-	if c.Quota != nil && *c.Quota != 0 {
-		out.Quota = c.Quota
-	}
-	if c.Period != nil && *c.Period != 0 {
-		out.Period = c.Period
-	}
-	if out.Quota != nil && *out.Quota < 0 && out.Period == nil {
-		// crun would leave the limit as it is.
-		out.Quota = nil
-		unified["cpu.max"] = "max"
-	}
-	if c.Burst != nil { // crun does not know it
-		unified["cpu.max.burst"] = strconv.FormatUint(*c.Burst, 10)
-	}
-	if *out == (specs.LinuxCPU{}) {
-		return nil
-	}
-	return out
-}
-
-func guestMemory(m *specs.LinuxMemory, unified map[string]string) *specs.LinuxMemory {
-	out := &specs.LinuxMemory{Reservation: m.Reservation}
-	if m.Limit != nil && *m.Limit != 0 {
-		out.Limit = m.Limit
-	}
-	if m.Swap != nil && *m.Swap != 0 {
-		out.Swap = m.Swap
-	}
-	if m.CheckBeforeUpdate != nil && *m.CheckBeforeUpdate && out.Limit != nil && *out.Limit > 0 {
-		out.CheckBeforeUpdate = m.CheckBeforeUpdate
-		// crun would add the swap, which is counted with the memory, to what has to be
-		// enough for what is in use.
-		if out.Swap != nil && *out.Swap >= *out.Limit {
-			unified["memory.swap.max"] = strconv.FormatInt(*out.Swap-*out.Limit, 10)
-			out.Swap = nil
-		}
-	}
-	if *out == (specs.LinuxMemory{}) {
-		return nil
-	}
-	return out
 }
 
 // guestKeys are the files of a container's cgroup that say what it may use. The

@@ -76,7 +76,7 @@ func TestEveryResource(t *testing.T) {
 
 		"cpu.shares":          same(`{"cpu":{"shares":1024}}`),
 		"cpu.quota":           same(`{"cpu":{"quota":50000}}`),
-		"cpu.burst":           {`{"cpu":{"quota":50000,"burst":20000}}`, `{"cpu":{"quota":50000},"unified":{"cpu.max.burst":"20000"}}`},
+		"cpu.burst":           {`{"cpu":{"quota":50000,"burst":20000}}`, `{"cpu":{"quota":50000,"burst":20000}}`},
 		"cpu.period":          same(`{"cpu":{"period":100000}}`),
 		"cpu.realtimeRuntime": {`{"cpu":{"realtimeRuntime":1}}`, refused},
 		"cpu.realtimePeriod":  {`{"cpu":{"realtimePeriod":1}}`, refused},
@@ -105,8 +105,8 @@ func TestEveryResource(t *testing.T) {
 		"blockIO.throttleWriteIOPSDevice[].minor": {`{"blockIO":{"throttleWriteIOPSDevice":[{"minor":8}]}}`, refused},
 		"blockIO.throttleWriteIOPSDevice[].rate":  {`{"blockIO":{"throttleWriteIOPSDevice":[{"rate":8}]}}`, refused},
 
-		"hugepageLimits[].pageSize": {`{"hugepageLimits":[{"pageSize":"2MB","limit":0}]}`, `{"hugepageLimits":[{"pageSize":"2MB","limit":0}],"unified":{"hugetlb.2MB.rsvd.max":"0"}}`},
-		"hugepageLimits[].limit":    {`{"hugepageLimits":[{"pageSize":"1GB","limit":1073741824}]}`, `{"hugepageLimits":[{"pageSize":"1GB","limit":1073741824}],"unified":{"hugetlb.1GB.rsvd.max":"1073741824"}}`},
+		"hugepageLimits[].pageSize": {`{"hugepageLimits":[{"pageSize":"2MB","limit":0}]}`, `{"hugepageLimits":[{"pageSize":"2MB","limit":0}]}`},
+		"hugepageLimits[].limit":    {`{"hugepageLimits":[{"pageSize":"1GB","limit":1073741824}]}`, `{"hugepageLimits":[{"pageSize":"1GB","limit":1073741824}]}`},
 
 		"network.classID":               {`{"network":{"classID":7}}`, refused},
 		"network.priorities[].name":     {`{"network":{"priorities":[{"name":"eth0"}]}}`, refused},
@@ -155,25 +155,17 @@ func TestEveryResource(t *testing.T) {
 	}
 }
 
-// What crun would skip, or take for something else.
-func TestResourcesAreWrittenForTheGuestsRuntime(t *testing.T) {
+// What is the host's is taken out, and all else goes to the guest as it is.
+func TestResourcesOfTheGuest(t *testing.T) {
 	for name, tt := range map[string]struct{ in, want, cpus, mems string }{
-		"nothing":              {`{}`, `{}`, "", ""},
-		"empty parts":          {`{"cpu":{},"memory":{},"pids":{},"blockIO":{},"network":{},"rdma":{},"unified":{}}`, `{}`, "", ""},
-		"zeros say nothing":    {`{"cpu":{"shares":0,"quota":0,"period":0,"realtimePeriod":0},"memory":{"limit":0,"swap":0,"disableOOMKiller":false,"useHierarchy":true},"pids":{"limit":0},"blockIO":{"weight":0}}`, `{}`, "", ""},
-		"zeros that do":        {`{"cpu":{"idle":0,"burst":0},"memory":{"reservation":0}}`, `{"cpu":{"idle":0},"memory":{"reservation":0},"unified":{"cpu.max.burst":"0"}}`, "", ""},
-		"no limit":             {`{"memory":{"limit":-1,"swap":-1},"pids":{"limit":-1}}`, `{"memory":{"limit":-1,"swap":-1},"pids":{"limit":-1}}`, "", ""},
-		"no quota":             {`{"cpu":{"quota":-1}}`, `{"unified":{"cpu.max":"max"}}`, "", ""},
-		"no quota of a period": {`{"cpu":{"quota":-1,"period":50000}}`, `{"cpu":{"quota":-1,"period":50000}}`, "", ""},
-		"few shares":           {`{"cpu":{"shares":1}}`, `{"cpu":{"shares":2}}`, "", ""},
-		"many shares":          {`{"cpu":{"shares":4294967296}}`, `{"cpu":{"shares":262144}}`, "", ""},
-		"a check with swap":    {`{"memory":{"limit":100,"swap":150,"checkBeforeUpdate":true}}`, `{"memory":{"limit":100,"checkBeforeUpdate":true},"unified":{"memory.swap.max":"50"}}`, "", ""},
-		"a check of no limit":  {`{"memory":{"limit":-1,"checkBeforeUpdate":true}}`, `{"memory":{"limit":-1}}`, "", ""},
-		"placed by unified":    {`{"cpu":{"cpus":"0","mems":"0"},"unified":{"cpuset.cpus":"2-3","cpuset.mems":"1","cpu.weight":"50"}}`, `{"unified":{"cpu.weight":"50"}}`, "2-3", "1"},
-		"unified prevails":     {`{"cpu":{"burst":5},"unified":{"cpu.max.burst":"7"}}`, `{"unified":{"cpu.max.burst":"7"}}`, "", ""},
-		"all devices":          {`{"devices":[{"allow":true,"type":"a","access":"rwm"},{"allow":true,"type":"b","major":-1,"minor":-1,"access":"m"}]}`, `{"devices":[{"allow":true,"type":"a","access":"rwm"},{"allow":true,"type":"b","major":-1,"minor":-1,"access":"m"}]}`, "", ""},
-		"denied devices":       {`{"devices":[{"allow":false,"type":"b","major":8,"minor":0,"access":"rwm"}]}`, `{"devices":[{"allow":false,"type":"b","major":8,"minor":0,"access":"rwm"}]}`, "", ""},
-		"static devices":       {`{"devices":[{"allow":true,"type":"c","major":1,"access":"r"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rw"}]}`, `{"devices":[{"allow":true,"type":"c","major":1,"access":"r"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rw"}]}`, "", ""},
+		"nothing":             {`{}`, `{}`, "", ""},
+		"what says nothing":   {`{"cpu":{"shares":0},"memory":{"limit":0},"pids":{"limit":0}}`, `{"cpu":{"shares":0},"memory":{"limit":0},"pids":{"limit":0}}`, "", ""},
+		"no limit":            {`{"cpu":{"quota":-1},"memory":{"limit":-1,"swap":-1},"pids":{"limit":-1}}`, `{"cpu":{"quota":-1},"memory":{"limit":-1,"swap":-1},"pids":{"limit":-1}}`, "", ""},
+		"nothing but a place": {`{"cpu":{"cpus":"1"},"unified":{"cpuset.mems":"0"}}`, `{}`, "1", "0"},
+		"placed by unified":   {`{"cpu":{"cpus":"0","mems":"0"},"unified":{"cpuset.cpus":"2-3","cpuset.mems":"1","cpu.weight":"50"}}`, `{"unified":{"cpu.weight":"50"}}`, "2-3", "1"},
+		"all devices":         {`{"devices":[{"allow":true,"type":"a","access":"rwm"},{"allow":true,"type":"b","major":-1,"minor":-1,"access":"m"}]}`, `{"devices":[{"allow":true,"type":"a","access":"rwm"},{"allow":true,"type":"b","major":-1,"minor":-1,"access":"m"}]}`, "", ""},
+		"denied devices":      {`{"devices":[{"allow":false,"type":"b","major":8,"minor":0,"access":"rwm"}]}`, `{"devices":[{"allow":false,"type":"b","major":8,"minor":0,"access":"rwm"}]}`, "", ""},
+		"static devices":      {`{"devices":[{"allow":true,"type":"c","major":1,"access":"r"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rw"}]}`, `{"devices":[{"allow":true,"type":"c","major":1,"access":"r"},{"allow":true,"type":"c","major":10,"minor":229,"access":"rw"}]}`, "", ""},
 	} {
 		got, cpus, mems, err := Resources(resources(t, tt.in))
 		if diff := cmp.Diff(resources(t, tt.want), got); err != nil || diff != "" || cpus != tt.cpus || mems != tt.mems {

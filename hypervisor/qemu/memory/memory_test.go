@@ -18,7 +18,6 @@ import (
 // log.
 type fakeQEMU struct {
 	memory *Memory
-	boot   int64
 	log    []string
 	size   int64 // of the device
 	actual int64 // of the balloon

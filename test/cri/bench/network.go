@@ -10,11 +10,12 @@ import (
 	"time"
 
 	"github.com/husk-containers/husk/test/bench/sample"
+	"github.com/husk-containers/husk/test/cri/bench/node"
 )
 
 // neighbours are two pods of one handler.
 type neighbours struct {
-	pods   []*pod
+	pods   []*node.Pod
 	client string // a container of the first
 	server string // the address of the second, where peer serves
 
@@ -25,36 +26,36 @@ type neighbours struct {
 }
 
 // neighbours prints how fast two pods talk, and how long an exec takes in one.
-func (n *node) neighbours(ctx context.Context, w io.Writer, p plan) error {
+func (n *bench) neighbours(ctx context.Context, w io.Writer, p plan) error {
 	all := map[string]*neighbours{}
-	err := n.inTurn(ctx, 1, func(handler string) (err error) {
+	err := n.InTurn(ctx, 1, func(handler string) (err error) {
 		all[handler], err = n.meet(ctx, handler)
 		return err
 	})
 	if err == nil {
 		// One that does not count: under TCG it has the guest's code translated.
-		err = n.inTurn(ctx, 1+p.transfers, func(handler string) error { return n.transfer(ctx, all[handler], p) })
+		err = n.InTurn(ctx, 1+p.transfers, func(handler string) error { return n.transfer(ctx, all[handler], p) })
 	}
 	if err != nil {
 		return fmt.Errorf("measure the network: %w", err)
 	}
 	n.printNetwork(w, all, p)
-	if err := n.inTurn(ctx, p.execs, func(handler string) error {
+	if err := n.InTurn(ctx, p.execs, func(handler string) error {
 		began := time.Now()
-		err := n.exec(ctx, all[handler].client, nil, "true")
+		err := n.Exec(ctx, all[handler].client, nil, "true")
 		all[handler].execs = append(all[handler].execs, time.Since(began))
 		return err
 	}); err != nil {
 		return fmt.Errorf("measure execs: %w", err)
 	}
 	fmt.Fprintf(w, "### Exec in a pod: ExecSync of `true`, %d interleaved pairs\n\n", p.execs)
-	n.header(w)
+	n.Header(w)
 	for _, q := range quantiles {
-		n.row(w, q.name, func(handler string) string {
+		n.Row(w, q.name, func(handler string) string {
 			return fmt.Sprintf("%d ms", sample.Quantile(all[handler].execs, q.q).Milliseconds())
 		})
 	}
-	n.row(w, "least to most", func(handler string) string {
+	n.Row(w, "least to most", func(handler string) string {
 		execs := all[handler].execs
 		return fmt.Sprintf("%d to %d ms", slices.Min(execs).Milliseconds(), slices.Max(execs).Milliseconds())
 	})
@@ -62,7 +63,7 @@ func (n *node) neighbours(ctx context.Context, w io.Writer, p plan) error {
 	var errs []error
 	for _, pair := range all {
 		for _, p := range pair.pods {
-			errs = append(errs, p.remove(ctx))
+			errs = append(errs, p.Remove(ctx))
 		}
 	}
 	return errors.Join(errs...)
@@ -75,21 +76,21 @@ var quantiles = []struct {
 }{{"p50", 0.5}, {"p99", 0.99}}
 
 // meet runs two pods.
-func (n *node) meet(ctx context.Context, handler string) (*neighbours, error) {
+func (n *bench) meet(ctx context.Context, handler string) (*neighbours, error) {
 	pair := &neighbours{}
 	for _, command := range [][]string{idle, {"peer", "serve"}} {
-		p, err := n.run(ctx, handler)
+		p, err := n.Run(ctx, handler)
 		if err != nil {
 			return nil, err
 		}
 		pair.pods = append(pair.pods, p)
-		id, err := p.start(ctx, "peer", command...)
+		id, err := p.Start(ctx, "peer", command...)
 		if err != nil {
 			return nil, err
 		}
 		if pair.client == "" {
 			pair.client = id
-		} else if pair.server, err = p.address(ctx); err != nil {
+		} else if pair.server, err = p.Address(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -97,16 +98,16 @@ func (n *node) meet(ctx context.Context, handler string) (*neighbours, error) {
 }
 
 // transfer streams once and makes one series of round trips.
-func (n *node) transfer(ctx context.Context, pair *neighbours, p plan) error {
+func (n *bench) transfer(ctx context.Context, pair *neighbours, p plan) error {
 	var stream struct {
 		Bytes uint64
 		Took  time.Duration
 	}
-	if err := n.exec(ctx, pair.client, &stream, "peer", "stream", pair.server, fmt.Sprintf("%ds", p.seconds)); err != nil {
+	if err := n.Exec(ctx, pair.client, &stream, "peer", "stream", pair.server, fmt.Sprintf("%ds", p.seconds)); err != nil {
 		return err
 	}
 	var echo struct{ Times []time.Duration }
-	if err := n.exec(ctx, pair.client, &echo, "peer", "echo", pair.server, strconv.Itoa(p.trips)); err != nil {
+	if err := n.Exec(ctx, pair.client, &echo, "peer", "echo", pair.server, strconv.Itoa(p.trips)); err != nil {
 		return err
 	}
 	if stream.Took <= 0 || len(echo.Times) != p.trips {
@@ -120,12 +121,12 @@ func (n *node) transfer(ctx context.Context, pair *neighbours, p plan) error {
 	return nil
 }
 
-func (n *node) printNetwork(w io.Writer, all map[string]*neighbours, p plan) {
+func (n *bench) printNetwork(w io.Writer, all map[string]*neighbours, p plan) {
 	fmt.Fprintf(w, "### From pod to pod over TCP: medians of %d interleaved pairs after one to warm up (least to most)\n\n", p.transfers)
-	n.header(w)
-	n.row(w, fmt.Sprintf("one stream of %d s", p.seconds), func(handler string) string { return sample.Rates(all[handler].rates) })
+	n.Header(w)
+	n.Row(w, fmt.Sprintf("one stream of %d s", p.seconds), func(handler string) string { return sample.Rates(all[handler].rates) })
 	for _, q := range quantiles {
-		n.row(w, fmt.Sprintf("round trip of a byte, %d in series: %s", p.trips, q.name), func(handler string) string {
+		n.Row(w, fmt.Sprintf("round trip of a byte, %d in series: %s", p.trips, q.name), func(handler string) string {
 			var list []time.Duration
 			for _, series := range all[handler].trips {
 				list = append(list, sample.Quantile(series, q.q))

@@ -16,9 +16,9 @@ var idle = []string{"sleep", "100000"}
 type start struct{ sandbox, first, second, removal time.Duration }
 
 // starts prints how long pods and their containers take to run.
-func (n *node) starts(ctx context.Context, w io.Writer, p plan) error {
+func (n *bench) starts(ctx context.Context, w io.Writer, p plan) error {
 	results := map[string][]start{}
-	err := n.inTurn(ctx, p.pairs, func(handler string) error {
+	err := n.InTurn(ctx, p.pairs, func(handler string) error {
 		s, err := n.start(ctx, handler)
 		results[handler] = append(results[handler], s)
 		return err
@@ -27,7 +27,7 @@ func (n *node) starts(ctx context.Context, w io.Writer, p plan) error {
 		return fmt.Errorf("start a pod: %w", err)
 	}
 	fmt.Fprintf(w, "### Start of a pod: medians of %d interleaved pairs (least to most)\n\n", p.pairs)
-	n.header(w)
+	n.Header(w)
 	for _, row := range []struct {
 		name string
 		of   func(start) time.Duration
@@ -38,7 +38,7 @@ func (n *node) starts(ctx context.Context, w io.Writer, p plan) error {
 		{"second container: CreateContainer, StartContainer", func(s start) time.Duration { return s.second }},
 		{"StopPodSandbox, RemovePodSandbox, with both containers", func(s start) time.Duration { return s.removal }},
 	} {
-		n.row(w, row.name, func(handler string) string {
+		n.Row(w, row.name, func(handler string) string {
 			var list []time.Duration
 			for _, s := range results[handler] {
 				list = append(list, row.of(s))
@@ -50,27 +50,27 @@ func (n *node) starts(ctx context.Context, w io.Writer, p plan) error {
 	return nil
 }
 
-func (n *node) start(ctx context.Context, handler string) (s start, err error) {
+func (n *bench) start(ctx context.Context, handler string) (s start, err error) {
 	last := time.Now()
 	lap := func() time.Duration {
 		began := last
 		last = time.Now()
 		return last.Sub(began)
 	}
-	p, err := n.run(ctx, handler)
+	p, err := n.Run(ctx, handler)
 	if err != nil {
 		return start{}, err
 	}
 	s.sandbox = lap()
-	if _, err := p.start(ctx, "first", idle...); err != nil {
+	if _, err := p.Start(ctx, "first", idle...); err != nil {
 		return start{}, err
 	}
 	s.first = lap()
-	if _, err := p.start(ctx, "second", idle...); err != nil {
+	if _, err := p.Start(ctx, "second", idle...); err != nil {
 		return start{}, err
 	}
 	s.second = lap()
-	if err := p.remove(ctx); err != nil {
+	if err := p.Remove(ctx); err != nil {
 		return start{}, err
 	}
 	s.removal = lap()

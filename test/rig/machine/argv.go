@@ -26,12 +26,10 @@ const kernelParams = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog ra
 func arguments(kernel string, cfg Config) []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-M", "q35,memory-backend=ram",
+		"-M", "q35",
 		"-accel", "tcg,thread=multi",
 		"-cpu", "EPYC,+svm,+npt",
 		"-smp", fmt.Sprint(cfg.CPUs),
-		"-m", fmt.Sprintf("%dM", cfg.MemoryMiB),
-		"-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", cfg.MemoryMiB),
 		"-kernel", kernel,
 		"-initrd", fdPath(fdInitrd),
 		"-append", kernelParams,
@@ -42,6 +40,7 @@ func arguments(kernel string, cfg Config) []string {
 		"-device", "virtio-blk-pci,drive=scratch",
 		"-device", "virtio-serial-pci",
 	}
+	args = append(args, nodeArguments(cfg)...)
 	for _, port := range []struct {
 		name string
 		fd   int
@@ -53,6 +52,19 @@ func arguments(kernel string, cfg Config) []string {
 	args = append(args, shareArguments(job.RootTag, fdRoot)...)
 	if cfg.OutDir != "" {
 		args = append(args, shareArguments(job.OutTag, fdOutDir)...)
+	}
+	return args
+}
+
+// nodeArguments spread memory and CPUs over the nodes, as evenly as they can be.
+func nodeArguments(cfg Config) []string {
+	nodes := max(cfg.Nodes, 1)
+	each := cfg.MemoryMiB / nodes
+	args := []string{"-m", fmt.Sprintf("%dM", each*nodes)}
+	for n := range nodes {
+		args = append(args,
+			"-object", fmt.Sprintf("memory-backend-memfd,id=ram%d,size=%dM,share=on", n, each),
+			"-numa", fmt.Sprintf("node,nodeid=%d,memdev=ram%[1]d,cpus=%d-%d", n, n*cfg.CPUs/nodes, (n+1)*cfg.CPUs/nodes-1))
 	}
 	return args
 }

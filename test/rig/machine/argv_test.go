@@ -16,6 +16,7 @@ func TestArguments(t *testing.T) {
 	for name, cfg := range map[string]Config{
 		"plain":  {CPUs: 2, MemoryMiB: 4096},
 		"outdir": {CPUs: 1, MemoryMiB: 1024, OutDir: "/somewhere"},
+		"nodes":  {CPUs: 3, Nodes: 2, MemoryMiB: 1025},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := strings.Join(arguments("/boot/vmlinuz-6.1", cfg), "\n") + "\n"

@@ -19,6 +19,9 @@ type Config struct {
 	Job job.Job
 	// CPUs is at least 1.
 	CPUs int
+	// Nodes are the NUMA nodes that CPUs and memory are spread over; at most CPUs.
+	// 0 is 1.
+	Nodes int
 	// MemoryMiB of the machine; half of it takes writes to the root.
 	MemoryMiB int
 	// OutDir is a host directory that the job may write to, at /out; may be
