@@ -16,6 +16,7 @@ import (
 	"github.com/husk-containers/husk/hypervisor/qemu/vcpu"
 	"github.com/husk-containers/husk/hypervisor/virtiofs"
 	"github.com/husk-containers/husk/internal/child"
+	"github.com/husk-containers/husk/internal/memfd"
 	"github.com/husk-containers/husk/internal/undo"
 )
 
@@ -131,6 +132,11 @@ func (v *vm) isStopping() bool {
 // Stop implements hypervisor.VM.
 func (v *vm) Stop(ctx context.Context) error {
 	v.stopOnce.Do(func() { close(v.stopping) })
+	select {
+	case <-v.child.Done():
+	default:
+		defer memfd.Free(memfd.Keep(v.child.PID()))
+	}
 	quit := make(chan struct{})
 	go func() {
 		defer close(quit)

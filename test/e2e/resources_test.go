@@ -321,3 +321,18 @@ func TestStatsOfALoneContainer(t *testing.T) {
 		e.must("container", "rm", id)
 	})
 }
+
+// TestALargeGuestEnds has a container fill a tmpfs of 1.5 GiB: containerd gives the shim
+// 3 s to end after that, which it did not where the host first had to free the memory.
+func TestALargeGuestEnds(t *testing.T) {
+	eachHusk(t, func(e *env) {
+		const size = 1536
+		for range 2 {
+			r := e.sh(fmt.Sprintf("dd if=/dev/zero of=/big/f bs=1M count=%d 2>/dev/null; stat -c %%s /big/f", size),
+				"--memory-limit", fmt.Sprint((size+128)*mib), "--mount", fmt.Sprintf("type=tmpfs,src=tmpfs,dst=/big,options=size=%dm", size+64))
+			if r.code != 0 || r.stdout != fmt.Sprintln(size*mib) || r.stderr != "" {
+				e.Error(r)
+			}
+		}
+	})
+}
