@@ -282,7 +282,7 @@ func (c *container) waitOutput(text string) {
 	c.e.Helper()
 	c.e.eventually("the container prints", func(context.Context) error {
 		if got := c.output("stdout"); !strings.Contains(got, text) {
-			return fmt.Errorf("no %q in %q", text, got)
+			return fmt.Errorf("no %q in %q; the container is %v", text, got, c.status().State)
 		}
 		return nil
 	})

@@ -94,11 +94,12 @@ func TestLimitsThatAGuestCannotHaveAreRefused(t *testing.T) {
 		for words, edit := range map[string]func(*specs.LinuxResources){
 			"memory.swappiness":       memory(specs.LinuxMemory{Swappiness: ptr[uint64](10)}),
 			"memory.disableOOMKiller": memory(specs.LinuxMemory{DisableOOMKiller: ptr(true)}),
-			"memory.kernel":           memory(specs.LinuxMemory{Kernel: ptr[int64](64 * mib)}),
-			"memory.kernelTCP":        memory(specs.LinuxMemory{KernelTCP: ptr[int64](64 * mib)}),
-			"cpu.realtimeRuntime":     func(r *specs.LinuxResources) { r.CPU = &specs.LinuxCPU{RealtimeRuntime: ptr[int64](1000)} },
-			"cpu.realtimePeriod":      func(r *specs.LinuxResources) { r.CPU = &specs.LinuxCPU{RealtimePeriod: ptr[uint64](1000)} },
-			"network":                 func(r *specs.LinuxResources) { r.Network = &specs.LinuxNetwork{ClassID: ptr[uint32](1)} },
+			//lint:ignore SA1019 it may still be set
+			"memory.kernel":       memory(specs.LinuxMemory{Kernel: ptr[int64](64 * mib)}),
+			"memory.kernelTCP":    memory(specs.LinuxMemory{KernelTCP: ptr[int64](64 * mib)}),
+			"cpu.realtimeRuntime": func(r *specs.LinuxResources) { r.CPU = &specs.LinuxCPU{RealtimeRuntime: ptr[int64](1000)} },
+			"cpu.realtimePeriod":  func(r *specs.LinuxResources) { r.CPU = &specs.LinuxCPU{RealtimePeriod: ptr[uint64](1000)} },
+			"network":             func(r *specs.LinuxResources) { r.Network = &specs.LinuxNetwork{ClassID: ptr[uint32](1)} },
 			"rdma": func(r *specs.LinuxResources) {
 				r.Rdma = map[string]specs.LinuxRdma{"mlx5_0": {HcaHandles: ptr[uint32](1)}}
 			},

@@ -18,7 +18,7 @@ func burn(where string) error {
 	case "user":
 		work = func() {
 			for i := 0; i < 1<<24; i++ { // long enough that asking for the time is nothing
-				sink += i
+				Sink += i
 			}
 		}
 	case "system":
@@ -41,8 +41,8 @@ func burn(where string) error {
 	}
 }
 
-// sink keeps the compiler from leaving the work out.
-var sink int
+// Sink keeps the compiler from leaving the work out.
+var Sink int
 
 // step is what memory is taken in.
 const step = 1 << 20
