@@ -167,8 +167,11 @@ func (g *guest) json(v any) []byte {
 // kernel takes for each fork, would otherwise be in common too.
 func (g *guest) root(id string) string {
 	g.Helper()
-	root := filepath.Join(g.share, id)
-	err := os.RemoveAll(root)
+	// A name of its own: the guest remembers for a second what one meant before.
+	root, err := os.MkdirTemp(g.share, id+"-")
+	if err == nil {
+		err = os.Chmod(root, 0o755)
+	}
 	for _, dir := range []string{"bin", "proc", "dev", "sys", "tmp"} {
 		err = errors.Join(err, os.MkdirAll(filepath.Join(root, dir), 0o755))
 	}
@@ -179,7 +182,7 @@ func (g *guest) root(id string) string {
 	if err != nil {
 		g.Fatal(err)
 	}
-	return filepath.Join("/run/husk/share", id)
+	return filepath.Join("/run/husk/share", filepath.Base(root))
 }
 
 // run creates and starts a container with a shell script.

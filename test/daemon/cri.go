@@ -139,7 +139,7 @@ func (d *Daemon) configuration() []byte {
 		text, without = text+d.cfg.Generation.cri, ""
 		networks = len(d.cfg.CRI.Networks)
 	}
-	return []byte(strings.NewReplacer("{no-cri}", without, "{dir}", d.Dir, "{pause}", images.Pause,
+	return []byte(strings.NewReplacer("{no-cri}", without, "{cleanup}", cleanupTimeout(), "{dir}", d.Dir, "{pause}", images.Pause,
 		"{networks}", fmt.Sprint(networks)).Replace(text))
 }
 
@@ -220,3 +220,12 @@ const cri2 = `
   privileged_without_host_devices = true
   privileged_without_host_devices_all_devices_allowed = true
 `
+
+// cleanupTimeout is how long containerd waits for what takes back what a dead shim left:
+// its default, but on an emulated host, where a program may take that long to begin.
+func cleanupTimeout() string {
+	if os.Getenv("HUSK_RIG") != "" {
+		return "30s"
+	}
+	return "5s"
+}

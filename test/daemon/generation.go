@@ -60,7 +60,7 @@ disabled_plugins = [{no-cri}
   level = "info"
 
 [timeouts]
-  "io.containerd.timeout.shim.cleanup" = "30s"
+  "io.containerd.timeout.shim.cleanup" = "{cleanup}"
 `
 
 const config2 = `version = 3
@@ -83,5 +83,5 @@ disabled_plugins = [{no-cri}
   level = "info"
 
 [timeouts]
-  "io.containerd.timeout.shim.cleanup" = "30s"
+  "io.containerd.timeout.shim.cleanup" = "{cleanup}"
 `

@@ -74,8 +74,8 @@ func parse(args []string) (machine.Config, time.Duration, error) {
 	flags.StringVar(&cfg.Job.Dir, "dir", "", "working directory of the command (default: the current one)")
 	flags.StringVar(&cfg.OutDir, "out", "", "existing `directory` that the command may write to, as /out")
 	flags.StringVar(&cfg.Init, "init", "", "built test/rig/init `binary` (default: build it)")
-	cfg.Job.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
-	flags.Func("env", "`KEY=VALUE` for the command's environment, which else holds PATH and HOME; may be repeated", func(kv string) error {
+	cfg.Job.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "HUSK_RIG=1"}
+	flags.Func("env", "`KEY=VALUE` for the command's environment, which else holds PATH, HOME and HUSK_RIG; may be repeated", func(kv string) error {
 		if key, _, ok := strings.Cut(kv, "="); !ok || key == "" {
 			return errors.New("it is not of the form KEY=VALUE")
 		}

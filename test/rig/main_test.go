@@ -21,7 +21,7 @@ func TestParse(t *testing.T) {
 	if want := []string{"sh", "-c", "true"}; !slices.Equal(cfg.Job.Args, want) {
 		t.Errorf("command %q, want %q", cfg.Job.Args, want)
 	}
-	if want := []string{"PATH=/bin", "HOME=/root", "A=1", "B=x=y"}; !slices.Equal(cfg.Job.Env, want) {
+	if want := []string{"PATH=/bin", "HOME=/root", "HUSK_RIG=1", "A=1", "B=x=y"}; !slices.Equal(cfg.Job.Env, want) {
 		t.Errorf("environment %q, want %q", cfg.Job.Env, want)
 	}
 }
