@@ -20,7 +20,7 @@ type sizing struct {
 	threads []*thread
 }
 
-// least is what the balloon leaves a guest, in MiB.
+// least is what the balloon leaves of what a guest was booted with, in MiB.
 const least = 64
 
 // A thread of this process stands for a vCPU, so that it can be pinned.
@@ -90,8 +90,9 @@ func (v *VM) SetMemory(ctx context.Context, mib int) (int, error) {
 	}
 	left, err := 0, error(nil)
 	v.guest.change(func(s *sizing) {
-		if mib < least {
-			err = fmt.Errorf("set the guest's memory: %d MiB, and the guest keeps at least %d: %w", mib, least, errdefs.ErrInvalidArgument)
+		floor := s.size.MemoryMiB - v.guest.Config.MemoryMiB + least // what was plugged stays
+		if mib < floor {
+			err = fmt.Errorf("set the guest's memory: %d MiB, and the guest keeps at least %d: %w", mib, floor, errdefs.ErrInvalidArgument)
 		} else {
 			s.memory = min(mib, s.size.MemoryMiB)
 		}

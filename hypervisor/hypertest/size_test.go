@@ -11,7 +11,7 @@ import (
 )
 
 func sizeConfig(t *testing.T) hypervisor.Config {
-	return hypervisor.Config{ID: "test", Dir: t.TempDir(), VCPUs: 1, MemoryMiB: 64, MaxVCPUs: 3, MaxMemoryMiB: 320}
+	return hypervisor.Config{ID: "test", Dir: t.TempDir(), VCPUs: 1, MemoryMiB: 128, MaxVCPUs: 3, MaxMemoryMiB: 384}
 }
 
 func TestLoopbackConformsWithSizes(t *testing.T) {

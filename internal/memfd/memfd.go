@@ -1,5 +1,5 @@
-// Package memfd holds the memory of other processes, so that they can end before it is
-// freed.
+// Package memfd is the memory of other processes that is in files: how much it is, and how
+// to hold it, so that they can end before it is freed.
 package memfd
 
 import (
@@ -15,12 +15,29 @@ import (
 // does not have to free what it holds before it is gone: for each GiB that takes a busy
 // host a second. Where they cannot be had it does.
 func Keep(pid int) []*os.File {
+	var files []*os.File
+	each(pid, func(path string, _ unix.Stat_t) { //nolint:errcheck // see above
+		if f, err := os.Open(path); err == nil {
+			files = append(files, f)
+		}
+	})
+	return files
+}
+
+// Held is what the host holds of a process's files that are memory, in bytes.
+func Held(pid int) (int64, error) {
+	var blocks int64
+	err := each(pid, func(_ string, st unix.Stat_t) { blocks += st.Blocks })
+	return blocks * 512, err
+}
+
+// each calls f for each of them, once.
+func each(pid int, f func(path string, st unix.Stat_t)) error {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil
+		return fmt.Errorf("find the memory of process %d: %w", pid, err)
 	}
-	var files []*os.File
 	seen := map[uint64]bool{}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
@@ -28,12 +45,10 @@ func Keep(pid int) []*os.File {
 		if to, err := os.Readlink(path); err != nil || !strings.HasPrefix(to, "/memfd:") || unix.Stat(path, &st) != nil || seen[st.Ino] {
 			continue
 		}
-		if f, err := os.Open(path); err == nil {
-			seen[st.Ino] = true
-			files = append(files, f)
-		}
+		seen[st.Ino] = true
+		f(path, st)
 	}
-	return files
+	return nil
 }
 
 // Free gives the memory back to the host. It does not wait: the kernel does it, also where

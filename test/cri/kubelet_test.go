@@ -297,20 +297,23 @@ func user(uid, gid, fsGroup int64) func(*runtime.ContainerConfig) {
 }
 
 // builtProbe is the program of the directory probe.
-var builtProbe = sync.OnceValues(func() ([]byte, error) {
-	dir, err := os.MkdirTemp("", "husk-probe-")
+var builtProbe = sync.OnceValues(func() ([]byte, error) { return built("./probe") })
+
+// built is the program of a package, without what a container may not have.
+func built(pkg string) ([]byte, error) {
+	dir, err := os.MkdirTemp("", "husk-build-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	program := filepath.Join(dir, "probe")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "./probe")
+	program := filepath.Join(dir, "program")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, pkg)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // there are no libraries in a container
 	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build probe: %w: %s", err, out)
+		return nil, fmt.Errorf("build %s: %w: %s", pkg, err, out)
 	}
 	return os.ReadFile(program)
-})
+}
 
 // probe gives a container the program /probe.
 func (e *env) probe() func(*runtime.ContainerConfig) {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -66,20 +65,7 @@ func annotated(key, value string) func(*runtime.PodSandboxConfig) {
 }
 
 // builtHog is the program of test/hog.
-var builtHog = sync.OnceValues(func() ([]byte, error) {
-	dir, err := os.MkdirTemp("", "husk-hog-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	program := filepath.Join(dir, "hog")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "github.com/husk-containers/husk/test/hog")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0") // there are no libraries in a container
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build hog: %w: %s", err, out)
-	}
-	return os.ReadFile(program)
-})
+var builtHog = sync.OnceValues(func() ([]byte, error) { return built("github.com/husk-containers/husk/test/hog") })
 
 // hog gives a container the program /hog.
 func (e *env) hog() func(*runtime.ContainerConfig) {

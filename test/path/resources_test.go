@@ -190,3 +190,19 @@ func TestAPausedSandboxStops(t *testing.T) {
 	}
 	h.remove()
 }
+
+// Memory can be taken back from a VM as it was booted, and from one that has grown.
+func TestReclaim(t *testing.T) {
+	h := newHost(t, false, []string{"sleep", "1000"}, func(h *host, _ *hypertest.Loopback) { h.resources = limited(128 * mebibyte) })
+	h.run(nil, false)
+	vm := <-h.vm
+	for _, mib := range []int64{128, 1024} {
+		if err := h.update(limited(mib * mebibyte)); err != nil {
+			t.Fatal(err)
+		}
+		size := vm.Size()
+		if _, _, err := h.sandbox.Reclaim(t.Context()); err != nil || vm.Size() != size {
+			t.Errorf("of %+v: %v; the VM has %+v", size, err, vm.Size())
+		}
+	}
+}

@@ -60,6 +60,7 @@ func (g *Guest) bringUp(ctx context.Context, ph *phases) error {
 	if err != nil {
 		return err
 	}
+	g.bootMiB = cfg.MemoryMiB
 	vm, err := g.opts.Hypervisor.Start(ctx, cfg)
 	if err != nil {
 		return err

@@ -59,6 +59,7 @@ type Guest struct {
 	state        State
 	err          error
 	vm           hypervisor.VM
+	bootMiB      int // of memory; set before vm
 	agent        agentv1.AgentClient
 	calls        int           // to the agent that are under way
 	idle         chan struct{} // closed when there are none; nil: nobody waits for that
