@@ -181,6 +181,11 @@ func loopbackUp() error {
 // none. The kernel's own are those of a machine as small as the guest; what a
 // container may use is for its cgroup to say.
 func setLimits() error {
+	// As the kubelet has it on every node: what a program may use is its container's limit
+	// to say. A guest with little memory would refuse large, sparse allocations.
+	if err := os.WriteFile("/proc/sys/vm/overcommit_memory", []byte("1"), 0); err != nil {
+		return fmt.Errorf("let memory be overcommitted: %w", err)
+	}
 	for resource, most := range map[int]uint64{
 		unix.RLIMIT_NOFILE:     maxFiles,
 		unix.RLIMIT_NPROC:      math.MaxUint64, // RLIM_INFINITY

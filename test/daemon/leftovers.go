@@ -86,7 +86,7 @@ func (d *Daemon) removeContainers(ctx context.Context) error {
 	}
 	for _, id := range ids {
 		if out, rmErr := d.Ctr(ctx, "task", "rm", "--force", id).CombinedOutput(); rmErr != nil {
-			err = errors.Join(err, fmt.Errorf("remove task %s: %w: %s", id, rmErr, out))
+			err = errors.Join(err, fmt.Errorf("remove task %s: %w: %s; containerd's log ends:\n%s", id, rmErr, out, d.Log(20)))
 		}
 	}
 	ids, listErr := d.list(ctx, "container", "ls", "-q")

@@ -144,7 +144,8 @@ func (e *env) spec(edit func(*specs.Spec)) (path string) {
 	}
 	s.Root = &specs.Root{Path: root}
 	s.Process.Env = []string{"PATH=/bin"}
-	s.Linux.CgroupsPath = filepath.Join("/", e.d.Token, e.d.ID("run"))
+	// One of its own: what ends a container of runc kills all that is in its cgroup.
+	s.Linux.CgroupsPath = filepath.Join("/", e.d.Token, e.d.ID("run")+"-"+filepath.Base(root))
 	edit(&s)
 	data, err := json.Marshal(s)
 	if err != nil {
