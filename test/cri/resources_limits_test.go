@@ -24,7 +24,7 @@ func pinned(cpus string) func(*runtime.LinuxContainerResources) {
 // TestLimitsOfContainers measures what each container of a pod can come to.
 func TestLimitsOfContainers(t *testing.T) {
 	const while = 4 * time.Second
-	each(t, setup{}, func(e *env) {
+	each(t, setup{once: true}, func(e *env) {
 		p := e.run("limits", asks(2000, 512))
 
 		// Half of a CPU, of which a burner would have a whole one.

@@ -30,7 +30,7 @@ func (ev *events) killedByOOM(c *container) {
 
 // TestOOMOfAContainer is of one above its own limit: its first process, or another.
 func TestOOMOfAContainer(t *testing.T) {
-	each(t, setup{}, func(e *env) {
+	each(t, setup{tasks: true}, func(e *env) {
 		ev := e.events()
 		p := e.run("oom", asks(0, 384))
 		sibling := p.start("sibling", idle, e.hog(), limits(0, 64))
@@ -62,7 +62,7 @@ func TestOOMOfAContainer(t *testing.T) {
 
 // TestOOMOfTheWholeGuest has no container above a limit: the guest has too little.
 func TestOOMOfTheWholeGuest(t *testing.T) {
-	each(t, setup{husk: true}, func(e *env) {
+	each(t, setup{husk: true, once: true}, func(e *env) {
 		ev := e.events()
 		p := e.run("guest")
 		sibling := p.start("sibling", idle)

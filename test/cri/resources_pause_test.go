@@ -72,7 +72,7 @@ func (e *env) still(file string, while time.Duration) {
 
 // TestPauseOfAContainer leaves the others of the pod alone.
 func TestPauseOfAContainer(t *testing.T) {
-	each(t, setup{}, func(e *env) {
+	each(t, setup{tasks: true}, func(e *env) {
 		ev := e.events()
 		k := e.kubelet("pause")
 		counts, others := k.hostPath("a"), k.hostPath("b")

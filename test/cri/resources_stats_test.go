@@ -156,7 +156,7 @@ func TestStatsOfContainersThatDiffer(t *testing.T) {
 // TestStatsOfNetworkAndFiles has bytes be counted where they are.
 func TestStatsOfNetworkAndFiles(t *testing.T) {
 	const sent = 8 // MiB
-	each(t, setup{}, func(e *env) {
+	each(t, setup{tasks: true}, func(e *env) {
 		p := e.run("bytes", asks(1000, 256))
 		a := p.start("a", fmt.Sprintf("mkdir /www; head -c %d /dev/zero > /www/file; cd /www; exec httpd -f -p 8080", sent*mib), limits(0, 64))
 		b := p.start("b", idle, limits(0, 64))
@@ -221,7 +221,7 @@ func TestStatsOfNetworkAndFiles(t *testing.T) {
 
 // TestStatsBesideAContainerThatIsStuck: they are answered, and right.
 func TestStatsBesideAContainerThatIsStuck(t *testing.T) {
-	each(t, setup{}, func(e *env) {
+	each(t, setup{once: true}, func(e *env) {
 		p := e.run("stuck", asks(1000, 256))
 		sibling := p.start("sibling", idle, limits(0, 64))
 		// One is frozen, one is out of memory again and again, one has ended.

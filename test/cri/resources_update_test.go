@@ -13,7 +13,7 @@ import (
 
 // TestUpdateOfAContainersLimits holds at once, or changes nothing.
 func TestUpdateOfAContainersLimits(t *testing.T) {
-	each(t, setup{}, func(e *env) {
+	each(t, setup{tasks: true}, func(e *env) {
 		p := e.run("update", asks(1000, 384))
 		a := p.start("a", "/hog memory 40", e.hog(), limits(500, 64))
 		b := p.start("b", idle, limits(500, 96))

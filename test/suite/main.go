@@ -164,9 +164,6 @@ var boxes = []box{
 		{"test/cri", "^TestSmokeOfPodsAndTheHostsNetwork$", "-smoke -containerd=2.4 -handler=husk-shim -root=/out -scratch=/scratch"},
 		{"test/cri", "^TestSmokeOfResize$", "-smoke -containerd=2.4 -handler=husk -root=/out -scratch=/scratch"},
 	}},
-	{[]string{"-cpus", "2", "-nodes", "2"}, []boxTest{
-		{"test/e2e", "^TestPlacementOnTwoNodes$", "-containerd=2.4 -root=/out -scratch=/scratch"},
-	}},
 }
 
 func runRig(r *report) error {
