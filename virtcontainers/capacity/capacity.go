@@ -121,10 +121,11 @@ func (t *Table) Settle(ctx context.Context) {
 	defer t.unlock()
 	claims, _ := t.current()
 	want, err := t.size(claims)
-	var plan *plan
-	if err == nil {
-		plan, err = t.place(want.VCPUs, claims)
+	if err != nil {
+		t.o.Log.Error("size the VM for the containers that are left", "err", err)
+		return
 	}
+	plan, err := t.place(want.VCPUs, claims)
 	if err == nil {
 		err = t.enact(ctx, plan, "")
 	}

@@ -235,3 +235,14 @@ func TestBoot(t *testing.T) {
 		t.Errorf("on this host, %s: %+v, %v", os.Args[0], b, err)
 	}
 }
+
+// A VM whose claims make no sense any more stays as it is.
+func TestSettleWithoutASize(t *testing.T) {
+	b := newBench(t, false)
+	booted := b.Size()
+	b.table.claims["a"] = Claim{Resources: &specs.LinuxResources{Unified: map[string]string{"memory.max": "much"}}}
+	b.table.Settle(t.Context())
+	if got := b.Size(); got != booted {
+		t.Errorf("the VM has %+v, had %+v", got, booted)
+	}
+}
